@@ -1,0 +1,133 @@
+//! Pipelines: what passes run, in what order, with what options.
+//!
+//! ```text
+//! pipeline := item ("," item)*
+//! item     := name (":" key "=" value)*  |  "@" preset
+//! ```
+//!
+//! The same text is given on the command line, heads fixtures and is stored in the output model.
+
+use crate::driver::options::{OptionError, Options};
+use crate::driver::pass::{Pass, PassInfo};
+use crate::driver::registry::Registry;
+use std::fmt;
+
+/// A pass with its options as written.
+#[derive(Debug)]
+pub struct Item {
+    /// The pass.
+    pub info: &'static PassInfo,
+    /// Its options, in the order written.
+    pub given: Vec<(String, String)>,
+    /// The pass, made from them.
+    pub pass: Box<dyn Pass>,
+}
+
+/// Passes in order.
+#[derive(Debug, Default)]
+pub struct Pipeline {
+    /// The items.
+    pub items: Vec<Item>,
+}
+
+/// Why a pipeline was rejected.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PipelineError {
+    /// No pass of this name.
+    #[error("there is no pass {found:?}{}; `basisopt passes` lists them", hint.as_ref().map(|h| format!(" (did you mean {h:?}?)")).unwrap_or_default())]
+    UnknownPass {
+        /// What was written.
+        found: String,
+        /// A close name.
+        hint: Option<String>,
+    },
+    /// No preset of this name.
+    #[error("there is no preset {found:?}; there are: {known}")]
+    UnknownPreset {
+        /// What was written.
+        found: String,
+        /// All presets.
+        known: String,
+    },
+    /// Text that is not `name:key=value:…`.
+    #[error("cannot read {found:?} in the pipeline: expected {expected}")]
+    Syntax {
+        /// The offending text.
+        found: String,
+        /// What should stand there.
+        expected: &'static str,
+    },
+    /// Options that the pass rejects.
+    #[error(transparent)]
+    Options(#[from] OptionError),
+}
+
+impl Pipeline {
+    /// Reads a pipeline.
+    ///
+    /// # Errors
+    /// [`PipelineError`], naming the item.
+    pub fn parse(text: &str, registry: &Registry) -> Result<Self, PipelineError> {
+        let mut pipeline = Self::default();
+        for item in text.split(',').map(str::trim) {
+            pipeline.push(item, registry)?;
+        }
+        Ok(pipeline)
+    }
+
+    /// Appends one item, or the items of a preset.
+    ///
+    /// # Errors
+    /// [`PipelineError`], naming the item.
+    pub fn push(&mut self, item: &str, registry: &Registry) -> Result<(), PipelineError> {
+        if let Some(preset) = item.strip_prefix('@') {
+            let Some(text) = registry.preset(preset) else {
+                let known =
+                    registry.presets().iter().map(|(n, _)| format!("@{n}")).collect::<Vec<_>>().join(", ");
+                return Err(PipelineError::UnknownPreset { found: item.to_owned(), known });
+            };
+            // A preset may not name presets, so this ends.
+            let mut inner = text.split(',').filter(|i| !i.starts_with('@'));
+            return inner.try_for_each(|i| self.push(i, registry));
+        }
+        let mut parts = item.split(':');
+        let name = parts.next().unwrap_or_default();
+        if name.is_empty() {
+            return Err(PipelineError::Syntax { found: item.to_owned(), expected: "the name of a pass" });
+        }
+        let mut given = Vec::new();
+        for part in parts {
+            match part.split_once('=') {
+                Some((key, value)) if !key.is_empty() => given.push((key.to_owned(), value.to_owned())),
+                _ => return Err(PipelineError::Syntax { found: part.to_owned(), expected: "key=value" }),
+            }
+        }
+        let Some(info) = registry.find(name) else {
+            return Err(PipelineError::UnknownPass { found: name.to_owned(), hint: registry.closest(name) });
+        };
+        let options = Options::check(info.name, info.options, &given)?;
+        let pass = (info.build)(&options)?;
+        self.items.push(Item { info, given, pass });
+        Ok(())
+    }
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.info.name)?;
+        self.given.iter().try_for_each(|(key, value)| write!(f, ":{key}={value}"))
+    }
+}
+
+impl fmt::Display for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, item) in self.items.iter().enumerate() {
+            if i > 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{item}")?;
+        }
+        Ok(())
+    }
+}

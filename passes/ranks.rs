@@ -1,0 +1,228 @@
+//! Choosing ranks: by energy, by ratio, by number, or from a file.
+
+use crate::driver::options::{OptionError, OptionKind, OptionSpec, Options};
+use crate::driver::pass::{PassContext, PassError};
+
+/// The options that every factorising pass has.
+pub const OPTIONS: &[OptionSpec] = &[
+    OptionSpec {
+        name: "energy",
+        kind: OptionKind::Float { min: 0.0, max: 1.0 },
+        default: "0.9, if none of ratio, rank, ranks is given",
+        help: "smallest rank that keeps this share of the squared singular values",
+    },
+    OptionSpec {
+        name: "ratio",
+        kind: OptionKind::Float { min: 0.0, max: 1.0 },
+        default: "not used",
+        help: "rank as a share of the full rank, rounded up",
+    },
+    OptionSpec {
+        name: "rank",
+        kind: OptionKind::Int { min: 1 },
+        default: "not used",
+        help: "the same rank everywhere (at most the full rank)",
+    },
+    OptionSpec {
+        name: "ranks",
+        kind: OptionKind::File,
+        default: "not used",
+        help: "a file with a line `RANK NAME` per layer; without names, ranks in the order of the layers",
+    },
+    OptionSpec {
+        name: "multiple",
+        kind: OptionKind::Int { min: 1 },
+        default: "1",
+        help: "round ranks up to a multiple of this",
+    },
+    OptionSpec {
+        name: "guard",
+        kind: OptionKind::Switch,
+        default: "on",
+        help: "leave a layer whole if its factors would need as many multiply-adds",
+    },
+    OptionSpec {
+        name: "include",
+        kind: OptionKind::Globs,
+        default: "every layer",
+        help: "only layers whose node name matches (globs joined by |)",
+    },
+    OptionSpec {
+        name: "exclude",
+        kind: OptionKind::Globs,
+        default: "no layer",
+        help: "not the layers whose node name matches (globs joined by |)",
+    },
+];
+
+/// How ranks are chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RankRule {
+    /// The smallest rank with `Σ_{i≤Q} s_i² / Σ s_i² ≥ t` (the paper's rule).
+    Energy(f64),
+    /// `⌈r · full rank⌉`.
+    Ratio(f64),
+    /// The same for all.
+    Fixed(usize),
+    /// From a file, by name or by position.
+    File(String),
+}
+
+impl RankRule {
+    /// Reads the rule from checked options.
+    ///
+    /// # Errors
+    /// [`OptionError::Conflict`] if more than one rule is given.
+    pub fn from_options(pass: &str, options: &Options) -> Result<Self, OptionError> {
+        let rules = [
+            options.float("energy").map(Self::Energy),
+            options.float("ratio").map(Self::Ratio),
+            options.int("rank").map(Self::Fixed),
+            options.get("ranks").map(|f| Self::File(f.to_owned())),
+        ];
+        let mut given = rules.into_iter().flatten();
+        let rule = given.next().unwrap_or(Self::Energy(0.9));
+        if given.next().is_some() {
+            let message = "give one of energy, ratio, rank, ranks, not several".to_owned();
+            return Err(OptionError::Conflict { pass: pass.to_owned(), message });
+        }
+        Ok(rule)
+    }
+}
+
+/// Ranks read from a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RankTable {
+    entries: Vec<(usize, Option<String>)>,
+}
+
+impl RankTable {
+    /// Reads the file behind an option through the host.
+    ///
+    /// # Errors
+    /// [`PassError::File`] with the line that cannot be read.
+    pub fn read(path: &str, cx: &PassContext<'_>) -> Result<Self, PassError> {
+        let error = |reason| PassError::File { option: "ranks", path: path.to_owned(), reason };
+        Self::parse(&cx.host.read_text(path).map_err(error)?).map_err(error)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut entries: Vec<(usize, Option<String>)> = Vec::new();
+        for (i, line) in text.lines().enumerate() {
+            let line = line.split_once('#').map_or(line, |(before, _)| before).trim();
+            if line.is_empty() {
+                continue;
+            }
+            let (rank, name) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
+            let rank = rank.parse().ok().filter(|&r| r > 0);
+            let rank = rank
+                .ok_or_else(|| format!("line {}: expected `RANK NAME` or `RANK`, found {line:?}", i + 1))?;
+            let name = Some(name.trim()).filter(|n| !n.is_empty()).map(str::to_owned);
+            if let Some(n) = &name
+                && entries.iter().any(|(_, other)| other.as_ref() == Some(n))
+            {
+                return Err(format!("line {}: {n:?} stands here for the second time", i + 1));
+            }
+            entries.push((rank, name));
+        }
+        if entries.iter().any(|(_, n)| n.is_some()) && entries.iter().any(|(_, n)| n.is_none()) {
+            return Err("some lines have a name and some have none".to_owned());
+        }
+        Ok(Self { entries })
+    }
+
+    /// The rank for the n-th layer, which has this name.
+    pub fn rank(&self, index: usize, name: &str) -> Option<usize> {
+        if self.is_positional() {
+            return self.entries.get(index).map(|(r, _)| *r);
+        }
+        self.entries.iter().find(|(_, n)| n.as_deref() == Some(name)).map(|(r, _)| *r)
+    }
+
+    /// Whether ranks go by position rather than by name.
+    pub fn is_positional(&self) -> bool {
+        self.entries.iter().all(|(_, n)| n.is_none())
+    }
+
+    /// Names that are not among these.
+    pub fn unknown<'a>(&'a self, known: &[String]) -> Vec<&'a str> {
+        self.entries
+            .iter()
+            .filter_map(|(_, n)| n.as_deref())
+            .filter(|n| !known.iter().any(|k| k == n))
+            .collect()
+    }
+
+    /// Number of ranks in it.
+    pub fn n_ranks(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+/// The smallest rank that keeps a share `t` of the energy; 1 at least. Singular values largest
+/// first.
+pub fn energy_rank(singular_values: &[f64], t: f64) -> usize {
+    let total: f64 = singular_values.iter().map(|s| s * s).sum();
+    let mut kept = 0.0;
+    for (i, s) in singular_values.iter().enumerate() {
+        kept += s * s;
+        // At t = 1 the sums differ by rounding only once nothing is left.
+        if kept >= t * total {
+            return i + 1;
+        }
+    }
+    singular_values.len().max(1)
+}
+
+/// Share of the energy in the first `rank` singular values; 1 for a zero matrix.
+pub fn energy_kept(singular_values: &[f64], rank: usize) -> f64 {
+    let total: f64 = singular_values.iter().map(|s| s * s).sum();
+    let kept: f64 = singular_values.iter().take(rank).map(|s| s * s).sum();
+    if total > 0.0 { kept / total } else { 1.0 }
+}
+
+/// The rank at which `rank·(n_rows + n_columns)`, the cost of two factors per position, equals
+/// `n_rows·n_columns`, that of the whole. Factoring pays strictly below it.
+pub fn break_even(n_rows: usize, n_columns: usize) -> f64 {
+    let (p, d) = (n_rows as f64, n_columns as f64);
+    p * d / (p + d)
+}
+
+/// Rounds a rank up to a multiple, but not above the full rank.
+pub fn round_up(rank: usize, multiple: usize, full: usize) -> usize {
+    rank.next_multiple_of(multiple.max(1)).min(full)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_papers_rule_takes_the_smallest_rank_that_reaches_the_threshold() {
+        let s = [3.0, 2.0, 1.0, 1.0]; // energies 9, 4, 1, 1 of 15
+        assert_eq!(energy_rank(&s, 0.6), 1); // 9/15 = 0.6 exactly
+        assert_eq!(energy_rank(&s, 0.61), 2);
+        assert_eq!(energy_rank(&s, 13.0 / 15.0), 2);
+        assert_eq!(energy_rank(&s, 1.0), 4);
+        assert_eq!(energy_rank(&s, 0.0), 1);
+        assert_eq!(energy_kept(&s, 2), 13.0 / 15.0);
+    }
+
+    #[test]
+    fn break_even_of_the_papers_examples() {
+        assert!((break_even(64, 27) - 18.989).abs() < 1e-3);
+        assert_eq!(break_even(16, 144), 14.4);
+    }
+
+    #[test]
+    fn rank_files_are_by_name_or_by_position() {
+        let named = RankTable::parse("# ranks\n4 conv1\n5 /a/b c # spaces are fine\n").unwrap();
+        assert_eq!((named.rank(0, "/a/b c"), named.rank(0, "x")), (Some(5), None));
+        assert_eq!(named.unknown(&["conv1".to_owned()]), ["/a/b c"]);
+        let positional = RankTable::parse("3\n4").unwrap();
+        assert_eq!((positional.rank(1, "any"), positional.rank(2, "any")), (Some(4), None));
+        assert!(RankTable::parse("3\n4 x").unwrap_err().contains("some lines"));
+        assert!(RankTable::parse("0 x").unwrap_err().contains("line 1"));
+        assert!(RankTable::parse("1 x\n2 x").unwrap_err().contains("second time"));
+    }
+}

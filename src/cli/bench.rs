@@ -1,0 +1,178 @@
+//! `bench`: latency, throughput and memory of networks, side by side.
+
+use crate::network::{parse_dim, runnable};
+use crate::progress::{Progress, interrupted};
+use crate::table::{Format, emit, json, render, shorten, table};
+use crate::{Globals, INTERRUPTED};
+use basisopt_runtime::{BenchOptions, BenchProgress, BenchResult, Source, bench};
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+const EXAMPLES: &str = "\
+Examples:
+  basisopt bench m.onnx small.onnx                        is the small one faster, and by how much?
+  basisopt bench m.onnx small.onnx --threads 4 --batch 8
+  basisopt bench m.onnx --seconds 30 --runs 100           at least 100 rounds and 30 seconds
+  basisopt bench *.onnx --format json > bench.json        one object per network
+
+The networks take turns (A B A B …), so that a busy machine slows all of them alike; `time` is the
+median over the rounds of the time divided by that of the first network in the same round: 0.5 is
+twice as fast. Inputs are random. The batch and all other sizes are fixed before tract optimises
+the network. `memory` is the highest resident memory of loading and running, above that of the
+program before; a dash where the system does not tell. Ctrl-C prints what was measured so far and
+exits with 130.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The networks: .onnx or .bir files. The first is what the others are compared with.
+    #[arg(value_name = "MODEL", required = true)]
+    models: Vec<PathBuf>,
+    /// Images per run [default: 1, or what the model fixes].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    batch: Option<u64>,
+    /// Threads for the matrix products.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    threads: u64,
+    /// Rounds to measure, at least.
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
+    runs: u64,
+    /// Go on until the rounds have taken this long together.
+    #[arg(long, value_name = "S", default_value_t = 2.0, value_parser = parse_seconds)]
+    seconds: f64,
+    /// Rounds that are run before and not counted.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    warmup: usize,
+    /// Size of an unknown dimension of the inputs, such as H=224; can be repeated.
+    #[arg(long = "dim", value_name = "NAME=N", value_parser = parse_dim)]
+    dims: Vec<(String, usize)>,
+    /// Seed of the random inputs.
+    #[arg(long, value_name = "SEED", default_value_t = 0)]
+    seed: u64,
+    /// Do not measure memory, which loads every network once more.
+    #[arg(long)]
+    no_memory: bool,
+    /// How to print the result.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
+}
+
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|s| (0.0..=1e6).contains(s))
+        .ok_or_else(|| "expected seconds, 0 or more".to_owned())
+}
+
+/// One network, as JSON.
+#[derive(Serialize)]
+struct Row<'a> {
+    #[serde(flatten)]
+    result: &'a BenchResult,
+    /// False if Ctrl-C ended the benchmark before it had all its rounds.
+    complete: bool,
+}
+
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let sources = args.models.iter().map(|m| runnable(m)).collect::<anyhow::Result<Vec<Source>>>()?;
+    let options = BenchOptions {
+        batch: args.batch.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+        dims: args.dims,
+        threads: args.threads as usize,
+        runs: usize::try_from(args.runs).unwrap_or(usize::MAX),
+        min_seconds: args.seconds,
+        warmup: args.warmup,
+        seed: args.seed,
+        memory: !args.no_memory,
+    };
+    let progress = Progress::new("measuring", globals.quiet);
+    let mut started = Instant::now();
+    interrupted();
+    let results = bench(&sources, &options, &mut |at| {
+        match at {
+            BenchProgress::Loading(name) => {
+                progress.update(0, 100, name);
+                started = Instant::now();
+            }
+            BenchProgress::Round(done, of) => {
+                // Whichever of rounds and seconds is further from its end.
+                let by_rounds = done as f64 / of as f64;
+                let by_time = started.elapsed().as_secs_f64() / options.min_seconds.max(1e-9);
+                let share = by_rounds.min(by_time).min(1.0);
+                progress.update((100.0 * share) as usize, 100, &format!("{done} rounds"));
+            }
+            _ => {}
+        }
+        !interrupted()
+    })?;
+    drop(progress);
+    let complete = !interrupted();
+    emit(&match args.format {
+        Format::Json => json(&results.iter().map(|result| Row { result, complete }).collect::<Vec<_>>())?,
+        Format::Text => text(&results, complete),
+    })?;
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
+}
+
+fn text(results: &[BenchResult], complete: bool) -> String {
+    let mut out = String::new();
+    if let Some(first) = results.first() {
+        let threads = if first.threads == 1 { "thread" } else { "threads" };
+        let _ = writeln!(out, "{} rounds, {} {threads}", first.n_runs, first.threads);
+    }
+    if !complete {
+        out.push_str("PARTIAL: interrupted; these are the rounds so far\n");
+    }
+    let mut rows = table(&[
+        "file",
+        "engine",
+        "batch",
+        "median ms",
+        "p10–p90",
+        "images/s",
+        "memory",
+        "time",
+        "quartiles",
+    ]);
+    for r in results {
+        let [low, high] = r.time_ratio_quartiles;
+        rows.add_row([
+            shorten(&r.file, 36),
+            r.engine.clone(),
+            r.batch.to_string(),
+            significant(r.median_ms),
+            format!("{}–{}", significant(r.p10_ms), significant(r.p90_ms)),
+            significant(r.images_per_second),
+            r.peak_memory_bytes.map_or("-".to_owned(), |n| format!("{:.1} MB", n as f64 / 1e6)),
+            format!("{:.3}", r.time_ratio),
+            format!("{low:.3}–{high:.3}"),
+        ]);
+    }
+    out.push_str(&render(&rows));
+    out
+}
+
+/// Three or four significant digits, without exponent.
+fn significant(value: f64) -> String {
+    let decimals = match value.abs() {
+        v if v >= 100.0 => 0,
+        v if v >= 10.0 => 1,
+        v if v >= 1.0 => 2,
+        v if v >= 0.1 => 3,
+        _ => 4,
+    };
+    format!("{value:.decimals$}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::significant;
+
+    #[test]
+    fn times_have_three_digits() {
+        assert_eq!([1234.5, 56.78, 1.2345, 0.5678].map(significant), ["1234", "56.8", "1.23", "0.568"]);
+    }
+}

@@ -1,0 +1,111 @@
+//! The numerical check of the pass manager, by tract.
+
+use basisopt_ir::{Graph, Tensor};
+use basisopt_onnx::Source;
+use basisopt_passes::{Executor, ExecutorError};
+use basisopt_runtime::{Dataset, LoadOptions, Preprocess, Session, random_inputs};
+use bytes::Bytes;
+
+/// Images that are checked at once, if the network has no batch size of its own.
+const BATCH: usize = 8;
+
+/// Runs versions of one model's graph through tract: each is written as ONNX, against the file that
+/// it came from, and read again, so that what is checked is what would be shipped.
+///
+/// tract does not optimise what it runs here, but it still simplifies: it folds BatchNormalization
+/// into convolutions itself, for one.
+#[derive(Debug)]
+pub struct TractExecutor {
+    source: Source,
+    batch: Option<usize>,
+    dims: Vec<(String, usize)>,
+    data: Option<(Dataset, Preprocess)>,
+    /// The network that was last loaded to see what inputs it takes. It is nearly always the next
+    /// one to run.
+    loaded: Option<(Bytes, Session)>,
+}
+
+impl TractExecutor {
+    /// An executor for the graphs of this file. It makes seeded random inputs.
+    pub fn new(source: Source) -> Self {
+        Self { source, batch: None, dims: Vec::new(), data: None, loaded: None }
+    }
+
+    /// Sizes for unknown dimensions of the inputs, as in [`LoadOptions::dims`]. An open batch is 1 if
+    /// it is not pinned.
+    #[must_use]
+    pub fn with_dims(mut self, dims: Vec<(String, usize)>) -> Self {
+        self.dims = dims;
+        self
+    }
+
+    /// Takes the first images of a data set as inputs, eight if the network's batch is open.
+    #[must_use]
+    pub fn with_data(mut self, dataset: Dataset, preprocess: Preprocess) -> Self {
+        self.batch = Some(BATCH.min(dataset.len()));
+        self.data = Some((dataset, preprocess));
+        self
+    }
+
+    fn encode(&self, graph: &Graph) -> Result<(Bytes, basisopt_runtime::Source), ExecutorError> {
+        let (bytes, dir) = self.source.to_executable(graph).map_err(|e| words(&self.source, &e))?;
+        let source = basisopt_runtime::Source::from_bytes(self.source.file(), bytes.clone(), dir);
+        Ok((bytes, source))
+    }
+
+    fn load(&self, source: &basisopt_runtime::Source) -> Result<Session, ExecutorError> {
+        let options = LoadOptions {
+            batch: self.batch,
+            dims: self.dims.clone(),
+            optimize: false,
+            ..LoadOptions::default()
+        };
+        Session::load(source, &options).map_err(|e| words(&self.source, &e))
+    }
+}
+
+impl Executor for TractExecutor {
+    fn example_inputs(&mut self, graph: &Graph, seed: u64) -> Result<Vec<Tensor>, ExecutorError> {
+        let (bytes, source) = self.encode(graph)?;
+        let session = match self.load(&source) {
+            // The batch was only a wish: the network may fix another, or have one built into a Reshape.
+            Err(_) if self.batch.is_some() => {
+                self.batch = None;
+                self.load(&source)?
+            }
+            loaded => loaded?,
+        };
+        let inputs = match (&self.data, session.inputs()) {
+            (None, inputs) => random_inputs(inputs, seed),
+            (Some((dataset, preprocess)), [input]) => {
+                let batch = dataset.batches(preprocess, input).map_err(|e| words(&self.source, &e))?.next();
+                let batch = batch.ok_or_else(|| ExecutorError("the data set has no images".to_owned()))?;
+                vec![batch.map_err(|e| words(&self.source, &e))?.inputs]
+            }
+            (Some(_), inputs) => {
+                return Err(ExecutorError(format!(
+                    "images can be given to networks with one input; this one has {}",
+                    inputs.len()
+                )));
+            }
+        };
+        self.loaded = Some((bytes, session));
+        Ok(inputs)
+    }
+
+    fn run(&mut self, graph: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>, ExecutorError> {
+        let (bytes, source) = self.encode(graph)?;
+        let mut session = match self.loaded.take() {
+            Some((of, session)) if of == bytes => session,
+            _ => self.load(&source)?,
+        };
+        session.run(inputs).map_err(|e| words(&self.source, &e))
+    }
+}
+
+/// The words of an error, without the name of the model: whoever reports it names the model.
+fn words(source: &Source, error: &dyn std::error::Error) -> ExecutorError {
+    let text = error.to_string();
+    let rest = text.strip_prefix(source.file()).and_then(|rest| rest.strip_prefix(": "));
+    ExecutorError(rest.unwrap_or(&text).to_owned())
+}

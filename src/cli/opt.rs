@@ -1,0 +1,340 @@
+//! `opt`: passes over a network, in the order of their flags.
+
+use crate::cost::{self, Cost};
+use crate::host::CliHost;
+use crate::pipeline::PassFlags;
+use crate::progress::interrupted;
+use crate::table::{Format, emit, json, render, si, table};
+use crate::watch::{Shown, Watcher};
+use crate::work::{self, CheckArgs, bytes, count, time};
+use crate::{Globals, INTERRUPTED, Usage, network};
+use anyhow::{Context as _, anyhow};
+use basisopt_passes::{Check, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report};
+use clap::ValueEnum;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  basisopt opt m.onnx --fold-batch-norm --factorize-conv=energy=0.63 --dead-code -o small.onnx
+  basisopt opt m.onnx -p @fold,factorize-conv:energy=0.63,dead-code -o small.onnx
+      nearly the same, as text; @fold is a preset
+  basisopt opt m.onnx --factorize-conv=rank=8:include='/layer3/*' --remarks
+      what would be done to which layer, and why not to others; no file
+  basisopt opt m.onnx -p @fold --diff | less
+      what each pass changes
+  basisopt opt - -o - --fold-batch-norm < m.onnx > folded.onnx
+
+Options of a pass are joined by colons: --factorize-conv=energy=0.9:guard=off. `basisopt passes NAME`
+explains them. Passes run in the order of their flags; the pipeline is stored in the output.
+
+tract runs the network before and after every pass. If an exact pass moves the outputs by more than
+--tolerance, nothing is written and the exit code is 1; `basisopt bisect` then finds the rewrite. For
+approximate passes the distance is reported. A network that tract cannot run is changed unchecked.
+
+stdout carries what was asked for: the output with `-o -`, or --diff, --print-after, --remarks=json
+and --format json. Everything else goes to stderr. Nothing is written without -o, and no output file
+is left behind unless all went well.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The network: an .onnx or .bir file, or - for stdin.
+    #[arg(value_name = "MODEL")]
+    model: PathBuf,
+    /// Where to write the result; - for stdout.
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    passes: PassFlags,
+    #[command(flatten)]
+    check: CheckArgs,
+    /// What exact passes may move outputs by, relative to the largest magnitude of each.
+    #[arg(long, value_name = "R", default_value_t = basisopt_passes::EXACT_TOLERANCE, value_parser = parse_tolerance, help_heading = "Checking and running")]
+    tolerance: f64,
+    /// Do not run the network before and after passes.
+    #[arg(long, help_heading = "Checking and running", conflicts_with_all = ["check_data", "tolerance"])]
+    no_check: bool,
+    /// Stop after so many rewrites in all.
+    #[arg(long, value_name = "N", help_heading = "Looking inside")]
+    stop_after: Option<usize>,
+    /// Say for every layer what was done to it or why it was left alone: on stderr, or with =json as
+    /// an array on stdout.
+    #[arg(long, value_name = "FORMAT", value_enum, num_args = 0..=1, require_equals = true, default_missing_value = "text", help_heading = "Looking inside")]
+    remarks: Option<Remarks>,
+    /// Print what each pass changed, as a unified diff of the .bir text.
+    #[arg(long, help_heading = "Looking inside")]
+    diff: bool,
+    /// Print the network as .bir text after every pass, or after this one.
+    #[arg(long, value_name = "PASS", num_args = 0..=1, require_equals = true, default_missing_value = "", help_heading = "Looking inside")]
+    print_after: Option<String>,
+    /// Say how long each pass and its checks took.
+    #[arg(long, help_heading = "Looking inside")]
+    timings: bool,
+    /// Print a report on stdout: passes, checks, remarks, cost before and after.
+    #[arg(long, value_enum, default_value_t, help_heading = "Looking inside")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Remarks {
+    /// Lines on stderr.
+    Text,
+    /// An array on stdout.
+    Json,
+}
+
+/// Parses a tolerance.
+pub(crate) fn parse_tolerance(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|t| *t >= 0.0)
+        .ok_or_else(|| "expected a number of at least 0, such as 1e-4".to_owned())
+}
+
+/// The report as JSON.
+#[derive(Serialize)]
+struct JsonReport<'a> {
+    file: &'a str,
+    output: Option<String>,
+    pipeline: String,
+    rewrites: usize,
+    passes: Vec<JsonPass<'a>>,
+    before: &'a Size,
+    after: &'a Size,
+    remarks: Vec<&'a Remark>,
+}
+
+/// One pass in the report. A deviation is relative; null is infinite.
+#[derive(Serialize)]
+struct JsonPass<'a> {
+    pass: &'a str,
+    fidelity: String,
+    rewrites: usize,
+    time_ms: f64,
+    overhead_ms: f64,
+    deviation: Option<f64>,
+    output: Option<&'a str>,
+    check_skipped: Option<&'a str>,
+}
+
+/// What a network costs, and how large its file is.
+#[derive(Serialize)]
+struct Size {
+    #[serde(flatten)]
+    cost: Cost,
+    file_bytes: u64,
+}
+
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let pipeline = args.passes.pipeline()?;
+    check_usage(&args, &pipeline)?;
+    if let Some(output) = &args.output {
+        work::check_output(&args.model, output)?;
+    }
+    args.check.start_threads()?;
+    let host = CliHost::new(globals.quiet);
+    let mut model = network::model(&args.model)?;
+    let file = model.source().file().to_owned();
+    work::import_notes(&mut model, globals.quiet);
+    let before =
+        Size { cost: cost::of_pinned(&model.graph, &args.check.dims), file_bytes: model.source().n_bytes() };
+
+    let mut executor = args.check.executor(&model, &args.model)?;
+    let shown = Shown {
+        lines: !globals.quiet,
+        remarks: args.remarks == Some(Remarks::Text) && !globals.quiet,
+        diff: args.diff,
+        print_after: args.print_after.clone(),
+    };
+    let mut watcher = Watcher::new(&host, &pipeline, shown);
+    let mut manager = Manager {
+        seed: args.check.seed,
+        host: &host,
+        budget: args.stop_after.unwrap_or(usize::MAX),
+        tolerance: args.tolerance,
+        ..Manager::default()
+    };
+    if !args.no_check {
+        manager.executor = Some(&mut executor);
+    }
+    let result = manager.run(&mut model.graph, &pipeline, &mut watcher);
+    host.end();
+    let report = match result {
+        Err(e) if work::was_interrupted(&e) => return Ok(give_up(&file)),
+        result => result.map_err(|e| explain(e, &file))?,
+    };
+    watcher.finish()?;
+    if interrupted() {
+        return Ok(give_up(&file));
+    }
+
+    let encoded = model.to_bytes()?;
+    let n_data: usize = encoded.data_files().iter().flat_map(|(_, pieces)| pieces).map(|p| p.len()).sum();
+    let after = Size {
+        cost: cost::of_pinned(&model.graph, &args.check.dims),
+        file_bytes: (encoded.len() + n_data) as u64,
+    };
+    let sizes = (&before, &after);
+    match &args.output {
+        Some(output) if output == Path::new("-") => {
+            if n_data > 0 {
+                return Err(anyhow!(
+                    "{file}: its weights are in files of their own, which stdout cannot hold; give -o FILE"
+                ));
+            }
+            let mut out = std::io::stdout().lock();
+            encoded
+                .write_to(&mut out)
+                .and_then(|()| std::io::Write::flush(&mut out))
+                .context("cannot write to stdout")?;
+        }
+        Some(output) => model.write(output)?,
+        None => {}
+    }
+    if !globals.quiet {
+        eprint!("{}", summary(&args, &report, sizes));
+    }
+    if args.format == Format::Json {
+        emit(&json(&json_report(&args, &file, &pipeline, &report, sizes))?)?;
+    } else if args.remarks == Some(Remarks::Json) {
+        emit(&json(&report.remarks().collect::<Vec<_>>())?)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What clap cannot see: two things that want stdout, and names of passes.
+fn check_usage(args: &Args, pipeline: &Pipeline) -> Result<(), Usage> {
+    let mut wanted: Vec<&str> = Vec::new();
+    let mut want = |is_wanted: bool, by| wanted.extend(is_wanted.then_some(by));
+    want(args.output.as_deref() == Some(Path::new("-")), "-o -");
+    // The report contains the remarks.
+    want(args.remarks == Some(Remarks::Json) && args.format == Format::Text, "--remarks=json");
+    want(args.format == Format::Json, "--format json");
+    want(args.diff || args.print_after.is_some(), if args.diff { "--diff" } else { "--print-after" });
+    if let [one, other, ..] = wanted[..] {
+        return Err(Usage(format!("{one} and {other} would both be printed on stdout; choose one of them")));
+    }
+    if let Some(name) = args.print_after.as_deref().filter(|n| !n.is_empty())
+        && !pipeline.items.iter().any(|i| i.info.name == name)
+    {
+        let names: BTreeSet<&str> = pipeline.items.iter().map(|i| i.info.name).collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(Usage(format!("--print-after={name}: no such pass is run; those run are: {names}")));
+    }
+    Ok(())
+}
+
+/// What is said and returned after Ctrl-C.
+pub(crate) fn give_up(file: &str) -> ExitCode {
+    eprintln!("error: {file}: interrupted; nothing was written");
+    ExitCode::from(INTERRUPTED)
+}
+
+/// An error of the pass manager, with what to do about it.
+pub(crate) fn explain(error: ManagerError, file: &str) -> anyhow::Error {
+    let remedy = match &error {
+        ManagerError::Inexact { .. } => {
+            "; nothing was written (--tolerance allows more, --no-check does not look)"
+        }
+        _ => "",
+    };
+    anyhow!("{file}: {error}{remedy}")
+}
+
+/// Number of nodes that a pass looked at and left alone, and that no pass changed.
+pub(crate) fn n_left_alone(report: &Report) -> usize {
+    let of = |kind| report.remarks().filter(move |r| r.kind == kind).map(|r| r.node.as_str());
+    let applied: BTreeSet<&str> = of(RemarkKind::Applied).collect();
+    of(RemarkKind::Refused).filter(|n| !applied.contains(n)).collect::<BTreeSet<_>>().len()
+}
+
+fn summary(args: &Args, report: &Report, (before, after): (&Size, &Size)) -> String {
+    let mut out = String::new();
+    if args.timings {
+        out += &timings(report);
+    }
+    let mut rows = table(&["", "before", "after", "ratio"]);
+    let mut row = |what: &str, show: &dyn Fn(u64) -> String, a: Option<u64>, b: Option<u64>| {
+        if let (Some(a), Some(b)) = (a, b) {
+            let ratio = if a > 0 { format!("{:.4}", b as f64 / a as f64) } else { String::new() };
+            rows.add_row([what.to_owned(), show(a), show(b), ratio]);
+        }
+    };
+    let number = |n: u64| si(n as f64);
+    row("file size", &bytes, Some(before.file_bytes), Some(after.file_bytes));
+    row("parameters", &number, Some(before.cost.params), Some(after.cost.params));
+    row("multiply-adds", &number, before.cost.macs, after.cost.macs);
+    let has_linear = |cost: &Cost| cost.conv_macs != cost.macs;
+    if has_linear(&before.cost) || has_linear(&after.cost) {
+        row("of convolutions", &number, before.cost.conv_macs, after.cost.conv_macs);
+    }
+    out += &render(&rows);
+    if before.cost.layers.is_empty() {
+        out += "there are no convolutions or linear layers with weights of a float type here\n";
+    }
+    if before.cost.macs.is_none() {
+        out += "multiply-adds are not known: an input size is open; give it with --dim NAME=N\n";
+    }
+    if let Some(n) = args.stop_after.filter(|&n| n == report.n_rewrites()) {
+        out += &format!("stopped after {}, as --stop-after says\n", count(n, "rewrite"));
+    }
+    let n = n_left_alone(report);
+    if n > 0 && args.remarks.is_none() {
+        out += &format!("{} left alone; --remarks says why\n", count(n, "layer"));
+    }
+    out += &match &args.output {
+        None => "nothing was written: no -o was given\n".to_owned(),
+        Some(output) if output == Path::new("-") => String::new(),
+        Some(output) => format!("wrote {}\n", output.display()),
+    };
+    out
+}
+
+fn timings(report: &Report) -> String {
+    let mut rows = table(&["pass", "in the pass", "checks"]);
+    let total = |of: fn(&PassReport) -> std::time::Duration| time(report.passes.iter().map(of).sum());
+    for pass in &report.passes {
+        rows.add_row([pass.item.clone(), time(pass.time), time(pass.overhead)]);
+    }
+    rows.add_row(["in all".to_owned(), total(|p| p.time), total(|p| p.overhead)]);
+    render(&rows) + "\n"
+}
+
+fn json_report<'a>(
+    args: &Args,
+    file: &'a str,
+    pipeline: &Pipeline,
+    report: &'a Report,
+    (before, after): (&'a Size, &'a Size),
+) -> JsonReport<'a> {
+    let pass = |p: &'a PassReport| {
+        let (deviation, check_skipped) = match &p.check {
+            Check::Compared(d) => (Some(d), None),
+            Check::Impossible(reason) => (None, Some(reason.as_str())),
+            _ => (None, None),
+        };
+        JsonPass {
+            pass: &p.item,
+            fidelity: p.fidelity.to_string(),
+            rewrites: p.outcome.n_rewrites(),
+            time_ms: 1e3 * p.time.as_secs_f64(),
+            overhead_ms: 1e3 * p.overhead.as_secs_f64(),
+            deviation: deviation.map(|d| d.relative),
+            output: deviation.map(|d| d.output.as_str()),
+            check_skipped,
+        }
+    };
+    JsonReport {
+        file,
+        output: args.output.as_ref().map(|o| o.display().to_string()),
+        pipeline: pipeline.to_string(),
+        rewrites: report.n_rewrites(),
+        passes: report.passes.iter().map(pass).collect(),
+        before,
+        after,
+        remarks: report.remarks().collect(),
+    }
+}

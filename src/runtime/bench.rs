@@ -1,0 +1,261 @@
+//! Latency, throughput and memory of networks, measured side by side.
+//!
+//! The networks run in turn, A B C A B C …, so that a busy machine, a warm processor or a governor slows all
+//! of them alike. The ratio to the first network is taken within each round and its median reported: it is
+//! steadier than the ratio of two medians.
+
+use crate::memory::PeakMeter;
+use crate::{ENGINE, LoadOptions, RuntimeError, Session, Source, random_inputs};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// How to benchmark.
+#[derive(Clone, Debug)]
+pub struct BenchOptions {
+    /// Images per run; `None` means 1, or what the model fixes.
+    pub batch: Option<usize>,
+    /// As [`LoadOptions::dims`].
+    pub dims: Vec<(String, usize)>,
+    /// Threads for the matrix products.
+    pub threads: usize,
+    /// Rounds to measure, at least. Each round runs every network once.
+    pub runs: usize,
+    /// Goes on with rounds until they have taken this long together, in seconds.
+    pub min_seconds: f64,
+    /// Rounds that are run before and not counted.
+    pub warmup: usize,
+    /// Seed of the random inputs.
+    pub seed: u64,
+    /// Whether to measure memory, which loads every network once more; see [`measure_memory`].
+    pub memory: bool,
+}
+
+impl Default for BenchOptions {
+    fn default() -> Self {
+        Self {
+            batch: None,
+            dims: Vec::new(),
+            threads: 1,
+            runs: 20,
+            min_seconds: 2.0,
+            warmup: 3,
+            seed: 0,
+            memory: true,
+        }
+    }
+}
+
+impl BenchOptions {
+    fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            batch: self.batch,
+            dims: self.dims.clone(),
+            threads: self.threads,
+            ..LoadOptions::default()
+        }
+    }
+}
+
+/// What was measured for one network. Times are wall-clock milliseconds per run (per batch).
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct BenchResult {
+    /// The network, as its [`Source`] is named.
+    pub file: String,
+    /// The inference engine and its version.
+    pub engine: String,
+    /// Threads for the matrix products.
+    pub threads: usize,
+    /// Images per run.
+    pub batch: usize,
+    /// Rounds counted.
+    pub n_runs: usize,
+    /// Median time of a run.
+    pub median_ms: f64,
+    /// Fastest run.
+    pub min_ms: f64,
+    /// A tenth of the runs were faster.
+    pub p10_ms: f64,
+    /// A tenth of the runs were slower.
+    pub p90_ms: f64,
+    /// Interquartile range: the width of the middle half of the runs.
+    pub iqr_ms: f64,
+    /// Time relative to the first network: the median over the rounds of this network's time by the
+    /// first one's. 0.5 is twice as fast; 1 for the first itself.
+    pub time_ratio: f64,
+    /// The quartiles of the same ratio; wide apart, the machine was too busy to tell.
+    pub time_ratio_quartiles: [f64; 2],
+    /// Images per second at the median time.
+    pub images_per_second: f64,
+    /// Time to load and optimise the network, once.
+    pub load_ms: f64,
+    /// Highest resident memory of loading and running the network, in bytes; see [`measure_memory`]. `None`
+    /// if the system does not tell, or if it was not asked for.
+    pub peak_memory_bytes: Option<u64>,
+    /// The same for running alone, after loading.
+    pub run_memory_bytes: Option<u64>,
+}
+
+/// Where a benchmark stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BenchProgress<'a> {
+    /// This network is being loaded.
+    Loading(&'a str),
+    /// So many rounds are done of at least so many.
+    Round(usize, usize),
+}
+
+/// Measures the networks side by side; the results stand in the order of `sources`.
+///
+/// `progress` may return `false` to stop after the round; what was measured is then reported. At least one
+/// round is always counted.
+///
+/// # Errors
+/// Any error of [`Session::load`] or of a run.
+pub fn bench(
+    sources: &[Source],
+    options: &BenchOptions,
+    progress: &mut dyn FnMut(BenchProgress<'_>) -> bool,
+) -> Result<Vec<BenchResult>, RuntimeError> {
+    let load_options = options.load_options();
+    // Memory first, while nothing else is loaded.
+    let mut memory = vec![None; sources.len()];
+    if options.memory {
+        if let Some(source) = sources.first() {
+            // What the process sets up once (tables of operators and kernels, threads, code read from disk)
+            // would all be counted against the network that happens to come first.
+            progress(BenchProgress::Loading(source.name()));
+            memory_of(source, &load_options, options.seed)?;
+        }
+        for (source, memory) in sources.iter().zip(&mut memory) {
+            *memory = memory_of(source, &load_options, options.seed)?;
+        }
+    }
+
+    let mut networks = Vec::new();
+    for source in sources {
+        progress(BenchProgress::Loading(source.name()));
+        let started = Instant::now();
+        let session = Session::load(source, &load_options)?;
+        let load = started.elapsed();
+        let inputs = session.prepare(&random_inputs(session.inputs(), options.seed))?;
+        networks.push((session, inputs, load, Vec::new()));
+    }
+
+    for _ in 0..options.warmup {
+        for (session, inputs, ..) in &mut networks {
+            session.run_prepared(inputs.clone())?;
+        }
+    }
+    let started = Instant::now();
+    let min_time = Duration::try_from_secs_f64(options.min_seconds).unwrap_or_default();
+    let mut round = 0;
+    loop {
+        for (session, inputs, _, times) in &mut networks {
+            let inputs = inputs.clone();
+            let started = Instant::now();
+            let outputs = session.run_prepared(inputs)?;
+            times.push(started.elapsed().as_secs_f64() * 1e3);
+            drop(outputs);
+        }
+        round += 1;
+        let go_on = progress(BenchProgress::Round(round, options.runs.max(1)));
+        let is_enough = round >= options.runs.max(1) && started.elapsed() >= min_time;
+        if !go_on || is_enough {
+            break;
+        }
+    }
+
+    let first: Vec<f64> = networks.first().map(|(.., times)| times.clone()).unwrap_or_default();
+    let mut results = Vec::new();
+    for ((session, _, load, times), memory) in networks.into_iter().zip(memory) {
+        let ratios = sorted(times.iter().zip(&first).map(|(t, f)| t / f).collect());
+        let times = sorted(times);
+        let median_ms = quantile(&times, 0.5);
+        let batch = session.batch().unwrap_or(1);
+        results.push(BenchResult {
+            file: session.name().to_owned(),
+            engine: ENGINE.to_owned(),
+            threads: session.threads(),
+            batch,
+            n_runs: times.len(),
+            median_ms,
+            min_ms: times.first().copied().unwrap_or(0.0),
+            p10_ms: quantile(&times, 0.1),
+            p90_ms: quantile(&times, 0.9),
+            iqr_ms: quantile(&times, 0.75) - quantile(&times, 0.25),
+            time_ratio: quantile(&ratios, 0.5),
+            time_ratio_quartiles: [quantile(&ratios, 0.25), quantile(&ratios, 0.75)],
+            images_per_second: if median_ms > 0.0 { batch as f64 * 1e3 / median_ms } else { 0.0 },
+            load_ms: load.as_secs_f64() * 1e3,
+            peak_memory_bytes: memory.map(|m| m.peak_bytes),
+            run_memory_bytes: memory.map(|m| m.run_bytes),
+        });
+    }
+    Ok(results)
+}
+
+/// Resident memory that a network takes, in bytes, above that of the process before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryUse {
+    /// Highest point of loading and running.
+    pub peak_bytes: u64,
+    /// Highest point of running alone, after loading: what a service holds that loads once and runs for long.
+    pub run_bytes: u64,
+}
+
+/// Loads a network, runs it twice on random inputs, drops it, and says what the kernel counted meanwhile.
+///
+/// The counter is that of the whole process, and memory that the allocator kept from earlier work and hands
+/// out again is not counted as new. [`bench()`] calls this for one network after another, which tells networks
+/// of some tens of megabytes apart, no finer. For numbers that do not depend on what ran before, call it in a
+/// process of its own, first of all; it then includes what tract sets up once, some fifteen megabytes.
+///
+/// `None` where the kernel does not tell: not Linux, or `/proc/self/clear_refs` is closed to us.
+///
+/// # Errors
+/// Any error of [`Session::load`] or of a run.
+pub fn measure_memory(source: &Source, options: &BenchOptions) -> Result<Option<MemoryUse>, RuntimeError> {
+    memory_of(source, &options.load_options(), options.seed)
+}
+
+fn memory_of(source: &Source, options: &LoadOptions, seed: u64) -> Result<Option<MemoryUse>, RuntimeError> {
+    let meter = PeakMeter::start();
+    let mut session = Session::load(source, options)?;
+    let inputs = session.prepare(&random_inputs(session.inputs(), seed))?;
+    let load_peak = meter.as_ref().and_then(PeakMeter::peak);
+    let reset = meter.as_ref().and_then(PeakMeter::next_phase);
+    // Twice: the first run makes buffers that the second finds.
+    for _ in 0..2 {
+        session.run_prepared(inputs.clone())?;
+    }
+    let run_peak = reset.and(meter.as_ref().and_then(PeakMeter::peak));
+    Ok(load_peak.zip(run_peak).map(|(load, run)| MemoryUse { peak_bytes: load.max(run), run_bytes: run }))
+}
+
+fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+/// The quantile of sorted values, linear between neighbours; 0 if there are none.
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
+    let at = q * last as f64;
+    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
+    low + (high - low) * at.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quantile;
+
+    #[test]
+    fn quantiles_interpolate() {
+        let values = [1.0, 2.0, 4.0, 8.0];
+        assert_eq!(quantile(&values, 0.0), 1.0);
+        assert_eq!(quantile(&values, 0.5), 3.0);
+        assert_eq!(quantile(&values, 1.0), 8.0);
+        assert_eq!(quantile(&[], 0.5), 0.0);
+    }
+}

@@ -1,0 +1,37 @@
+//! Runs, compares, evaluates and benchmarks ONNX networks with tract.
+//!
+//! This crate takes encoded ONNX bytes, never the IR: what is measured is what the user ships.
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`source`], [`session`] | a model's bytes; the model loaded into tract with all sizes fixed |
+//! | [`random`] | seeded random inputs |
+//! | [`compare`](mod@compare) | how far apart two networks are |
+//! | [`data`] | image folders, CIFAR records, NumPy arrays; preprocessing and its settings file |
+//! | [`eval`] | accuracy, and agreement of two networks |
+//! | [`bench`](mod@bench) | latency, throughput, memory |
+
+pub mod bench;
+pub mod compare;
+mod convert;
+pub mod data;
+mod error;
+pub mod eval;
+mod memory;
+pub mod random;
+mod scores;
+mod screen;
+pub mod session;
+pub mod source;
+
+pub use bench::{BenchOptions, BenchProgress, BenchResult, MemoryUse, bench, measure_memory};
+pub use compare::{OutputDiff, all_close, compare};
+pub use data::{Batch, Channels, Dataset, DatasetOptions, LabelSource, Layout, ModelConfig, Preprocess};
+pub use error::RuntimeError;
+pub use eval::{AgreementReport, EvalReport, agreement, evaluate};
+pub use random::random_inputs;
+pub use session::{InputInfo, LoadOptions, Session};
+pub use source::Source;
+
+/// The inference engine behind every number this crate reports, with its version.
+pub const ENGINE: &str = "tract 0.23.9";

@@ -1,0 +1,252 @@
+//! Loading a model into tract and running it.
+
+use crate::convert::{from_tract, guard, to_tract};
+use crate::{RuntimeError, Source, screen};
+use basisopt_ir::{DType, Tensor};
+use prost::Message;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tract_core::internal::{RunOptions, TValue, TVec, TypedFact, TypedOp, TypedSimplePlan, TypedSimpleState};
+use tract_core::model::Node;
+use tract_linalg::multithread::Executor;
+use tract_onnx::pb;
+use tract_onnx::tract_hir::infer::InferenceModelExt;
+
+/// How a model is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadOptions {
+    /// Images per run. `None` means 1, or what the model fixes. The size is built into the plan,
+    /// because tract writes slower code for an open batch.
+    pub batch: Option<usize>,
+    /// Sizes for the other unknown dimensions of the inputs, by the name in the model (`("H", 224)`), or
+    /// by `<input>:<axis>` where the model gives no name.
+    pub dims: Vec<(String, usize)>,
+    /// Threads for the matrix products; 1 runs everything on the calling thread.
+    pub threads: usize,
+    /// Whether tract lowers the network to its fast operators. Without, results are the same up to
+    /// rounding and runs are slower.
+    pub optimize: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { batch: None, dims: Vec::new(), threads: 1, optimize: true }
+    }
+}
+
+/// An input of a loaded model, all sizes known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputInfo {
+    /// The name in the model.
+    pub name: String,
+    /// Element type.
+    pub dtype: DType,
+    /// Shape, with the batch and all other unknown sizes as they were fixed.
+    pub shape: Vec<usize>,
+    /// Which axis counts the images: the one whose size was open, or 0 if the model fixes every size.
+    /// `None` for inputs that have no such axis.
+    pub batch_axis: Option<usize>,
+}
+
+impl InputInfo {
+    /// Images per run.
+    pub fn batch(&self) -> Option<usize> {
+        self.batch_axis.and_then(|axis| self.shape.get(axis).copied())
+    }
+}
+
+/// A model ready to run, with one fixed batch size.
+pub struct Session {
+    name: String,
+    inputs: Vec<InputInfo>,
+    outputs: Vec<String>,
+    plan: Arc<TypedSimplePlan>,
+    state: TypedSimpleState,
+    threads: usize,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session")
+            .field("name", &self.name)
+            .field("inputs", &self.inputs)
+            .field("outputs", &self.outputs)
+            .field("threads", &self.threads)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    /// Decodes, checks, pins, optimises.
+    ///
+    /// # Errors
+    /// [`RuntimeError::NotOnnx`] for other files, [`RuntimeError::UnsupportedOps`] for operators that
+    /// tract does not run, [`RuntimeError::UnpinnedDim`] and [`RuntimeError::FixedBatch`] where a size
+    /// is missing or contradicted, [`RuntimeError::Tract`] with tract's reason for everything else.
+    pub fn load(source: &Source, options: &LoadOptions) -> Result<Self, RuntimeError> {
+        let name = source.name().to_owned();
+        let mut proto = decode(source)?;
+        let not_onnx =
+            |reason: &str| RuntimeError::NotOnnx { model: name.clone(), reason: reason.to_owned() };
+        let graph = proto.graph.as_mut().ok_or_else(|| not_onnx("it holds no graph"))?;
+        if graph.output.is_empty() {
+            return Err(not_onnx("its graph has no outputs"));
+        }
+
+        let mut onnx = tract_onnx::onnx();
+        screen::check_operators(&name, graph, &|op| onnx.op_register.0.contains_key(op))?;
+        let inputs = screen::pin_inputs(&name, graph, options)?;
+        let outputs: Vec<String> = graph.output.iter().map(|o| o.name.clone()).collect();
+
+        // The recorded shapes of inner values may speak of symbols that are numbers by now, and of a
+        // batch that was another when they were written; tract infers all of them anyway.
+        onnx.ignore_value_info = true;
+        let dir = match source.dir() {
+            Some(dir) => Some(dir.to_str().ok_or_else(|| RuntimeError::Model {
+                model: name.clone(),
+                reason: format!(
+                    "its folder {} has a name that is not UTF-8; tract cannot open it",
+                    dir.display()
+                ),
+            })?),
+            None => None,
+        };
+        let parsed = guard(&name, "read", || onnx.parse(&proto, dir))?;
+        if !parsed.unresolved_inputs.is_empty() {
+            let missing = parsed.unresolved_inputs.join("`, `");
+            return Err(not_onnx(&format!("no node, input or initializer makes `{missing}`")));
+        }
+        drop(proto);
+
+        let executor = executor(&name, options.threads)?;
+        let model = guard(&name, "type", || parsed.model.into_typed())?;
+        let model = guard(&name, "simplify", || model.into_decluttered())?;
+        let model = match options.optimize {
+            true => guard(&name, "optimise", || model.into_optimized())?,
+            false => model,
+        };
+        let run_options = RunOptions { executor: Some(executor), ..RunOptions::default() };
+        let plan = guard(&name, "plan", || TypedSimplePlan::new_with_options(model, &run_options))?;
+        let state = guard(&name, "plan", || plan.spawn())?;
+        Ok(Self { name, inputs, outputs, plan, state, threads: options.threads.max(1) })
+    }
+
+    /// The name of the model, as its [`Source`] had it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The inputs, in the order [`Session::run`] takes them.
+    pub fn inputs(&self) -> &[InputInfo] {
+        &self.inputs
+    }
+
+    /// The names of the outputs, in the order [`Session::run`] returns them.
+    pub fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+
+    /// Images per run: that of the first input which has a batch axis.
+    pub fn batch(&self) -> Option<usize> {
+        self.inputs.iter().find_map(InputInfo::batch)
+    }
+
+    /// Threads the matrix products run on.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs the network once. The tensors must have the shapes and types of [`Session::inputs`].
+    ///
+    /// # Errors
+    /// [`RuntimeError::Input`] if a tensor does not fit, [`RuntimeError::Tract`] if a node fails.
+    pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
+        let values = self.prepare(inputs)?;
+        let outputs = self.run_prepared(values)?;
+        let read = |value| {
+            from_tract(value).map_err(|reason| RuntimeError::Tract {
+                model: self.name.clone(),
+                stage: "give the results of",
+                reason,
+            })
+        };
+        outputs.iter().map(read).collect()
+    }
+
+    /// Checks the inputs and turns them into tract's tensors.
+    pub(crate) fn prepare(&self, inputs: &[Tensor]) -> Result<TVec<TValue>, RuntimeError> {
+        let wrong = |reason| RuntimeError::Input { model: self.name.clone(), reason };
+        if inputs.len() != self.inputs.len() {
+            let (n, found) = (self.inputs.len(), inputs.len());
+            return Err(wrong(format!("the network takes {n} inputs, {found} were given")));
+        }
+        let mut values = TVec::new();
+        for (tensor, info) in inputs.iter().zip(&self.inputs) {
+            if tensor.dtype() != info.dtype || tensor.shape() != info.shape {
+                return Err(wrong(format!(
+                    "input `{}` is {}{:?}, a tensor {}{:?} was given",
+                    info.name,
+                    info.dtype,
+                    info.shape,
+                    tensor.dtype(),
+                    tensor.shape()
+                )));
+            }
+            values.push(to_tract(tensor).map_err(|e| wrong(format!("input `{}`: {e}", info.name)))?);
+        }
+        Ok(values)
+    }
+
+    /// Runs on tensors that [`Session::prepare`] made: what a benchmark times.
+    pub(crate) fn run_prepared(&mut self, values: TVec<TValue>) -> Result<TVec<TValue>, RuntimeError> {
+        let state = &mut self.state;
+        let result = guard(&self.name, "run", || state.run(values));
+        if result.is_err() {
+            // A run that stopped half-way leaves its values behind; the next starts afresh.
+            let plan = &self.plan;
+            self.state = guard(&self.name, "plan", || plan.spawn())?;
+        }
+        result
+    }
+
+    /// How many nodes of each operator tract runs, constants left out: what its optimiser made of the
+    /// network.
+    pub fn op_histogram(&self) -> BTreeMap<String, usize> {
+        let mut histogram = BTreeMap::new();
+        for &id in self.plan.order_without_consts() {
+            let node: &Node<TypedFact, Box<dyn TypedOp>> = self.plan.model().node(id);
+            *histogram.entry(node.op.name().into_owned()).or_insert(0) += 1;
+        }
+        histogram
+    }
+}
+
+/// The model as tract's protobuf, its local functions inlined.
+fn decode(source: &Source) -> Result<pb::ModelProto, RuntimeError> {
+    let model = || source.name().to_owned();
+    if source.bytes().is_empty() {
+        return Err(RuntimeError::NotOnnx { model: model(), reason: "the file is empty".to_owned() });
+    }
+    // tract does not know functions: it would call them unimplemented operators.
+    let inlined = basisopt_onnx::inline_functions(source.bytes())
+        .map_err(|source| RuntimeError::Functions { model: model(), source })?;
+    let bytes = inlined.unwrap_or_else(|| source.bytes().clone());
+    pb::ModelProto::decode(bytes)
+        .map_err(|e| RuntimeError::NotOnnx { model: model(), reason: format!("it cannot be decoded ({e})") })
+}
+
+/// Our own pool rather than tract's constructor, which panics when threads cannot be had.
+fn executor(model: &str, threads: usize) -> Result<Executor, RuntimeError> {
+    if threads <= 1 {
+        return Ok(Executor::SingleThread);
+    }
+    let pool =
+        rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("tract-{i}")).build();
+    match pool {
+        Ok(pool) => Ok(Executor::MultiThread(Arc::new(pool))),
+        Err(e) => Err(RuntimeError::Model {
+            model: model.to_owned(),
+            reason: format!("{threads} threads cannot be started: {e}; ask for fewer with --threads"),
+        }),
+    }
+}

@@ -1,0 +1,142 @@
+//! Accuracy, agreement and benchmarks on networks whose answers are known.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use basisopt_runtime::{
+    BenchOptions, BenchProgress, Dataset, DatasetOptions, LoadOptions, Preprocess, Session, agreement, bench,
+    evaluate,
+};
+use common::*;
+use std::path::{Path, PathBuf};
+
+/// CIFAR-10 records, each of one colour: 0 red, 1 green, 2 blue, under the given labels.
+fn records(dir: &Path, name: &str, records: &[(u8, usize)]) -> PathBuf {
+    let mut bytes = Vec::new();
+    for &(label, colour) in records {
+        bytes.push(label);
+        for channel in 0..3 {
+            bytes.extend(std::iter::repeat_n(if channel == colour { 200 } else { 20 }, 1024));
+        }
+    }
+    let path = dir.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn classifier(batch: usize, offset: i64) -> Session {
+    let model = colour_classifier(Named("N"), 32, offset);
+    let options = LoadOptions { batch: Some(batch), ..LoadOptions::default() };
+    Session::load(&source("colours.onnx", &model), &options).unwrap()
+}
+
+#[test]
+fn accuracy_counts_every_image_once_whatever_the_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    // Five right, two wrong.
+    let images = [(0, 0), (1, 1), (2, 2), (2, 0), (0, 0), (1, 1), (0, 2)];
+    let path = records(dir.path(), "images.bin", &images);
+    let dataset = Dataset::open(&path, &DatasetOptions::default()).unwrap();
+    assert_eq!(dataset.len(), 7);
+    for batch in [1, 2, 3, 7, 10] {
+        let mut done = Vec::new();
+        let report = evaluate(
+            &mut classifier(batch, 0),
+            &dataset,
+            &Preprocess::default(),
+            None,
+            &mut |n| done.push(n),
+            &|| true,
+        )
+        .unwrap();
+        assert_eq!((report.n, report.n_correct, report.n_classes), (7, 5, 3), "batch {batch}");
+        assert_eq!((report.top5, report.complete, report.output.as_str()), (None, true, "scores"));
+        assert_eq!(done.last(), Some(&7));
+        assert_eq!(done.len(), 7usize.div_ceil(batch));
+    }
+}
+
+#[test]
+fn a_background_class_shifts_the_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = records(dir.path(), "images.bin", &[(0, 0), (1, 1), (2, 2), (1, 0)]);
+    let dataset = Dataset::open(&path, &DatasetOptions::default()).unwrap();
+    let preprocess = Preprocess { label_offset: 3, ..Preprocess::default() };
+    let report =
+        evaluate(&mut classifier(2, 3), &dataset, &preprocess, Some("scores"), &mut |_| {}, &|| true)
+            .unwrap();
+    assert_eq!((report.n, report.n_correct, report.n_classes), (4, 3, 6));
+    // The wrong image scores 0 for its class 4, behind the red one and ahead of no more than four others.
+    assert_eq!(report.top5, Some(1.0));
+
+    let far = Preprocess { label_offset: 4, ..Preprocess::default() };
+    let error = evaluate(&mut classifier(2, 3), &dataset, &far, None, &mut |_| {}, &|| true).unwrap_err();
+    assert!(error.to_string().contains("label 2 with label-offset 4"), "{error}");
+    let error = evaluate(&mut classifier(2, 3), &dataset, &preprocess, Some("logits"), &mut |_| {}, &|| true)
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("no output `logits`") && error.to_string().contains("`scores`"),
+        "{error}"
+    );
+}
+
+#[test]
+fn agreement_needs_no_labels_and_stops_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = records(dir.path(), "images.bin", &[(9, 0), (9, 1), (9, 2), (9, 1), (9, 0)]);
+    let dataset = Dataset::open(&path, &DatasetOptions::default()).unwrap();
+    let preprocess = Preprocess::default();
+    // The second network has lost its green: its scores for such images tie at the first class.
+    let mut lossy = colour_classifier(Named("N"), 32, 0);
+    let weights = &mut lossy.graph.as_mut().unwrap().initializer[0];
+    *weights = tensor("w", &[3, 3], &[1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
+    let options = LoadOptions { batch: Some(2), ..LoadOptions::default() };
+    let mut lossy = Session::load(&source("lossy.onnx", &lossy), &options).unwrap();
+    let mut a = classifier(2, 0);
+    let report = agreement(&mut a, &mut lossy, &dataset, &preprocess, None, &mut |_| {}, &|| true).unwrap();
+    assert_eq!((report.n, report.n_agreeing, report.complete), (5, 3, true));
+
+    let asked = std::cell::Cell::new(0);
+    let keep_going = || asked.replace(asked.get() + 1) < 1;
+    let report =
+        agreement(&mut a, &mut lossy, &dataset, &preprocess, None, &mut |_| {}, &keep_going).unwrap();
+    assert_eq!((report.n, report.complete), (2, false));
+
+    let mut wider = classifier(2, 1);
+    let error =
+        agreement(&mut a, &mut wider, &dataset, &preprocess, None, &mut |_| {}, &|| true).unwrap_err();
+    assert!(error.to_string().contains("3 classes, the other 4"), "{error}");
+}
+
+#[test]
+fn a_benchmark_measures_each_network_each_round() {
+    let sources = [
+        source("a.onnx", &colour_classifier(Named("N"), 32, 0)),
+        source("b.onnx", &colour_classifier(Named("N"), 32, 1)),
+    ];
+    let options = BenchOptions {
+        batch: Some(2),
+        threads: 2,
+        runs: 5,
+        min_seconds: 0.0,
+        warmup: 1,
+        ..BenchOptions::default()
+    };
+    let mut rounds = 0;
+    let results = bench(&sources, &options, &mut |progress| {
+        rounds += usize::from(matches!(progress, BenchProgress::Round(..)));
+        true
+    })
+    .unwrap();
+    assert_eq!(rounds, 5);
+    assert_eq!(results.iter().map(|r| r.file.as_str()).collect::<Vec<_>>(), ["a.onnx", "b.onnx"]);
+    for r in &results {
+        assert_eq!((r.batch, r.threads, r.n_runs), (2, 2, 5));
+        assert!(r.min_ms > 0.0 && r.min_ms <= r.p10_ms && r.p10_ms <= r.median_ms && r.median_ms <= r.p90_ms);
+        assert!((r.images_per_second - 2000.0 / r.median_ms).abs() < 1e-6 * r.images_per_second);
+        assert_eq!(r.peak_memory_bytes.is_some(), r.run_memory_bytes.is_some());
+    }
+    assert_eq!(results[0].time_ratio, 1.0);
+    let stopped = bench(&sources, &options, &mut |_| false).unwrap();
+    assert_eq!(stopped[0].n_runs, 1);
+}
