@@ -19,6 +19,8 @@
 pub mod attr;
 pub mod dim;
 pub mod dot;
+mod dtype;
+mod generator;
 pub mod graph;
 pub mod infer;
 pub mod op;

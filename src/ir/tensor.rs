@@ -4,136 +4,12 @@
 //! ([`bytes::Bytes`] over a memory map), a `ConstantOfShape` stays one element, and the generators
 //! of the text format make their values only when somebody asks for them.
 
+use crate::generator::generate;
 use bytes::Bytes;
 use half::{bf16, f16};
-use std::fmt;
 
-/// The element type of a tensor. The discriminants are those of ONNX `TensorProto.DataType`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "the names are the field's own")]
-pub enum DType {
-    F32 = 1,
-    U8 = 2,
-    I8 = 3,
-    U16 = 4,
-    I16 = 5,
-    I32 = 6,
-    I64 = 7,
-    /// Variable-length strings: such tensors are carried, never read.
-    String = 8,
-    Bool = 9,
-    F16 = 10,
-    F64 = 11,
-    U32 = 12,
-    U64 = 13,
-    C64 = 14,
-    C128 = 15,
-    BF16 = 16,
-    F8E4M3FN = 17,
-    F8E4M3FNUZ = 18,
-    F8E5M2 = 19,
-    F8E5M2FNUZ = 20,
-    U4 = 21,
-    I4 = 22,
-    F4E2M1 = 23,
-    F8E8M0 = 24,
-    U2 = 25,
-    I2 = 26,
-}
-
-const DTYPES: &[(DType, &str, usize)] = &[
-    (DType::F32, "f32", 32),
-    (DType::U8, "u8", 8),
-    (DType::I8, "i8", 8),
-    (DType::U16, "u16", 16),
-    (DType::I16, "i16", 16),
-    (DType::I32, "i32", 32),
-    (DType::I64, "i64", 64),
-    (DType::String, "string", 0),
-    (DType::Bool, "bool", 8),
-    (DType::F16, "f16", 16),
-    (DType::F64, "f64", 64),
-    (DType::U32, "u32", 32),
-    (DType::U64, "u64", 64),
-    (DType::C64, "c64", 64),
-    (DType::C128, "c128", 128),
-    (DType::BF16, "bf16", 16),
-    (DType::F8E4M3FN, "f8e4m3fn", 8),
-    (DType::F8E4M3FNUZ, "f8e4m3fnuz", 8),
-    (DType::F8E5M2, "f8e5m2", 8),
-    (DType::F8E5M2FNUZ, "f8e5m2fnuz", 8),
-    (DType::U4, "u4", 4),
-    (DType::I4, "i4", 4),
-    (DType::F4E2M1, "f4e2m1", 4),
-    (DType::F8E8M0, "f8e8m0", 8),
-    (DType::U2, "u2", 2),
-    (DType::I2, "i2", 2),
-];
-
-impl DType {
-    /// The type with this ONNX `TensorProto.DataType` number, if it is one we know.
-    pub fn from_onnx(code: i32) -> Option<Self> {
-        DTYPES.iter().find(|(t, ..)| *t as i32 == code).map(|(t, ..)| *t)
-    }
-
-    /// The type with this name in the text format (`f32`, `bf16`, …).
-    pub fn from_name(name: &str) -> Option<Self> {
-        DTYPES.iter().find(|(_, n, _)| *n == name).map(|(t, ..)| *t)
-    }
-
-    /// The name in the text format.
-    pub fn name(self) -> &'static str {
-        DTYPES.iter().find(|(t, ..)| *t == self).map_or("?", |(_, n, _)| n)
-    }
-
-    /// Width of one element in bits; 0 for strings.
-    pub fn n_bits(self) -> usize {
-        DTYPES.iter().find(|(t, ..)| *t == self).map_or(0, |(.., b)| *b)
-    }
-
-    /// Bytes that `n` elements occupy as ONNX `raw_data` (sub-byte types are packed);
-    /// `None` for strings and on overflow.
-    pub fn n_bytes(self, n: usize) -> Option<usize> {
-        match self.n_bits() {
-            0 => None,
-            bits => n.checked_mul(bits).map(|b| b.div_ceil(8)),
-        }
-    }
-
-    /// Whether values of this type are IEEE-like floats that passes may compute with.
-    pub fn is_float(self) -> bool {
-        matches!(self, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
-    }
-
-    /// Whether values of this type are integers (or booleans) that [`Tensor::to_i64s`] can read.
-    pub fn is_integer(self) -> bool {
-        use DType::*;
-        matches!(self, U8 | I8 | U16 | I16 | I32 | I64 | Bool | U32 | U64)
-    }
-}
-
-impl fmt::Display for DType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// How the text format makes the values of a constant: the same ones on every machine.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "the fields are the parameters that the variants' lines name")]
-pub enum Generator {
-    /// Standard normal values.
-    Randn { seed: u64 },
-    /// Uniform values in `[low, high)`.
-    Uniform { low: f64, high: f64, seed: u64 },
-    /// A product of two standard normal factors: `[n_rows, rank] · [rank, n_columns]`, where
-    /// `n_rows` is the first dimension.
-    LowRank { rank: usize, seed: u64 },
-    /// The integers 0, 1, 2, …
-    Iota,
-}
+pub use crate::dtype::DType;
+pub use crate::generator::Generator;
 
 #[derive(Clone, Debug, PartialEq)]
 enum Data {
@@ -436,59 +312,6 @@ fn encode_f64s(dtype: DType, values: &[f64]) -> Result<Vec<u8>, TensorError> {
         DType::Bool => values.iter().map(|&v| u8::from(v != 0.0)).collect(),
         dtype => return Err(TensorError::Type { dtype, wanted: "numbers" }),
     })
-}
-
-/// SplitMix64 (Steele, Lea, Flood 2014): enough for test weights, and one fixed definition, so
-/// that a fixture means the same numbers under every version of every dependency.
-struct SplitMix64(u64);
-
-impl SplitMix64 {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Uniform in `[0, 1)` with 53 bits.
-    fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// Sum of twelve uniforms less six: mean 0, variance 1, and free of `ln` and `cos`, whose last
-    /// bits differ between platforms.
-    fn normal(&mut self) -> f64 {
-        (0..12).map(|_| self.unit()).sum::<f64>() - 6.0
-    }
-}
-
-fn generate(generator: &Generator, shape: &[usize]) -> Vec<f64> {
-    let n = n_elements(shape).unwrap_or(0);
-    match *generator {
-        Generator::Randn { seed } => {
-            let mut rng = SplitMix64(seed);
-            (0..n).map(|_| rng.normal()).collect()
-        }
-        Generator::Uniform { low, high, seed } => {
-            let mut rng = SplitMix64(seed);
-            (0..n).map(|_| low + (high - low) * rng.unit()).collect()
-        }
-        Generator::LowRank { rank, seed } => {
-            let n_rows = shape.first().copied().unwrap_or(1);
-            let n_columns = n.checked_div(n_rows).unwrap_or(0);
-            let mut rng = SplitMix64(seed);
-            let left: Vec<f64> = (0..n_rows * rank).map(|_| rng.normal()).collect();
-            let right: Vec<f64> = (0..rank * n_columns).map(|_| rng.normal()).collect();
-            (0..n)
-                .map(|i| {
-                    let (row, column) = (i / n_columns, i % n_columns);
-                    (0..rank).map(|k| left[row * rank + k] * right[k * n_columns + column]).sum()
-                })
-                .collect()
-        }
-        Generator::Iota => (0..n).map(|i| i as f64).collect(),
-    }
 }
 
 #[cfg(test)]
