@@ -15,7 +15,8 @@
 //!
 //! - Graph inputs stay: they are the network's interface (`input-stays.bir`).
 //! - A node one of whose outputs is read, by a slot, by a body that names it or as a graph output,
-//!   stays whole (`captured-stays.bir`).
+//!   stays whole (`captured-stays.bir`,
+//!   `output-stays.bir`, `second-output.bir`).
 //! - Constants that a caller may override stay: they are inputs too (`overridable-stays.bir`).
 //!
 //! ONNX operators have no side effects; the random ones do not count as having any.
@@ -23,6 +24,10 @@
 //! ## Numerics
 //!
 //! None: what is computed for the outputs is untouched, bit for bit.
+//!
+//! ## Options
+//!
+//! None.
 //!
 //! ## Pipeline
 //!

@@ -30,12 +30,15 @@
 //! ## Legality
 //!
 //! - One name is left where there were two, and graph inputs, graph outputs and values that a body of
-//!   control flow reads must keep theirs: between two such the operator stays (`pinned-names-stay.bir`).
-//! - `Dropout` in training drops (`training-stays.bir`).
+//!   control flow reads must keep theirs: between two such the operator stays (`pinned-names-stay.bir`,
+//!   `pinned-outputs-stay.bir`, `pinned-overridable-stays.bir`, `captured-stays.bir`).
+//! - `Dropout` in training drops (`training-stays.bir`, `training-opset-6-stays.bir`).
 //! - A mask or index that is read is not given by the input (`mask-read-stays.bir`).
 //! - Shapes are equal only if it is known that they are: a number, or the same expression in the same
 //!   names (`unknown-shape-stays.bir`).
 //! - A constant that broadcasts changes the shape (`broadcast-stays.bir`).
+//! - A cast to another type and a slice that reverses do something (`cast-stays.bir`,
+//!   `slice-reversal-stays.bir`).
 //!
 //! The first three are remarked. The others are just operators that do something, or may.
 //!

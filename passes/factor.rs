@@ -39,16 +39,23 @@ fn view(values: &[f64], n_rows: usize, n_columns: usize) -> MatRef<'_, f64> {
     MatRef::from_row_major_slice(values, n_rows, n_columns)
 }
 
-/// Decomposes a row-major matrix of finite values.
-///
-/// # Errors
-/// [`NoConvergence`]; also for a matrix whose size is not `n_rows · n_columns`, or that has none.
-pub fn decompose(values: &[f64], n_rows: usize, n_columns: usize) -> Result<Decomposition, NoConvergence> {
+/// A matrix as it is decomposed: with at least as many rows as columns, and scaled.
+struct Prepared {
+    tall: Mat<f64>,
+    /// Whether `tall` is the transpose.
+    wide: bool,
+    scale: f64,
+}
+
+fn prepare(values: &[f64], n_rows: usize, n_columns: usize) -> Result<Prepared, NoConvergence> {
     let size = n_rows.min(n_columns);
-    if size == 0 || n_rows.checked_mul(n_columns) != Some(values.len()) {
+    if size == 0
+        || n_rows.checked_mul(n_columns) != Some(values.len())
+        || values.iter().any(|v| !v.is_finite())
+    {
         return Err(NoConvergence);
     }
-    // Norms whose squares overflow or vanish would spoil the energies; scale them away, exactly.
+    // Norms whose squares overflow or vanish would spoil the energies; scale them away.
     let largest = values.iter().fold(0.0f64, |m, v| m.max(v.abs()));
     let scale = if largest > 0.0 && !(1e-100..=1e100).contains(&largest) { largest } else { 1.0 };
     // faer works on columns: a tall matrix is stored as it is wanted, a wide one as its transpose.
@@ -56,7 +63,16 @@ pub fn decompose(values: &[f64], n_rows: usize, n_columns: usize) -> Result<Deco
     let source = view(values, n_rows, n_columns);
     let source = if wide { source.transpose() } else { source };
     let tall = Mat::from_fn(source.nrows(), source.ncols(), |i, j| source[(i, j)] / scale);
+    Ok(Prepared { tall, wide, scale })
+}
 
+/// Decomposes a row-major matrix of finite values.
+///
+/// # Errors
+/// [`NoConvergence`]; also for a matrix with values that are not finite, whose size is not
+/// `n_rows · n_columns`, or that has none.
+pub fn decompose(values: &[f64], n_rows: usize, n_columns: usize) -> Result<Decomposition, NoConvergence> {
+    let Prepared { tall, wide, scale } = prepare(values, n_rows, n_columns)?;
     let (left, right, mut singular_values) = match by_gram(&tall) {
         Some(parts) => parts,
         None => by_svd(&tall)?,
@@ -154,23 +170,15 @@ fn by_gram(tall: &Mat<f64>) -> Option<Parts> {
 /// # Errors
 /// As [`decompose`].
 pub fn singular_values(values: &[f64], n_rows: usize, n_columns: usize) -> Result<Vec<f64>, NoConvergence> {
-    let size = n_rows.min(n_columns);
-    if size == 0
-        || n_rows.checked_mul(n_columns) != Some(values.len())
-        || values.iter().any(|v| !v.is_finite())
-    {
-        return Err(NoConvergence);
-    }
-    let source = view(values, n_rows, n_columns);
-    let source = if n_rows < n_columns { source.transpose() } else { source };
-    let tall = Mat::from_fn(source.nrows(), source.ncols(), |i, j| source[(i, j)]);
+    let Prepared { tall, scale, .. } = prepare(values, n_rows, n_columns)?;
+    let size = tall.ncols();
     let mut s = Diag::<f64>::zeros(size);
     let none = ComputeSvdVectors::No;
     let scratch = svd_scratch::<f64>(tall.nrows(), size, none, none, Par::Seq, Default::default());
     let mut buffer = MemBuffer::try_new(scratch).map_err(|_| NoConvergence)?;
     svd(tall.as_ref(), s.as_mut(), None, None, Par::Seq, MemStack::new(&mut buffer), Default::default())
         .map_err(|_| NoConvergence)?;
-    Ok(s.column_vector().iter().copied().collect())
+    Ok(s.column_vector().iter().map(|v| v * scale).collect())
 }
 
 impl Decomposition {

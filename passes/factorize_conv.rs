@@ -19,19 +19,20 @@
 //!
 //! - The weight is a constant (`weight-not-constant.bir`, `quantised-weight.bir`) that no caller may override
 //!   (`overridable-weight.bir`), of a float type (`weight-type.bir`), finite
-//!   (`non-finite-weight.bir`), not all zero (`zero-weight.bir`) and not empty.
+//!   (`non-finite-weight.bir`), not all zero (`zero-weight.bir`) and not empty (`empty.bir`).
 //! - Everything that reads the weight is a convolution of the same form that is rewritten too: then
 //!   they share the factors (`shared.bir`). Otherwise the weight would be kept beside its factors
 //!   (`shared-weight.bir`).
 //! - More than one filter per group (`depthwise.bir`).
 //! - The convolution is not itself a basis or its coefficients (`already-factored.bir`).
 //! - With `guard=on`, the factors need fewer multiply-adds (`past-break-even.bir`).
-//! - `include=` and `exclude=` agree (`excluded.bir`, `not-included.bir`).
+//! - `include=` and `exclude=` agree (`excluded.bir`, `not-included.bir`), and a ranks file has a rank
+//!   for it (`not-listed.bir`).
 //!
 //! ## Numerics
 //!
-//! With H the filters as rows, `[P, D]`, `D = C/group · Πk`, and `H = U·S·Vᵀ` (faer's SVD in f64,
-//! single-threaded per layer): basis `F = V_Qᵀ`, coefficients `w = H·Fᵀ = U_Q·S_Q`. Then
+//! With H the filters as rows, `[P, D]`, `D = C/group · Πk`, and `H = U·S·Vᵀ` (in f64 by faer, one
+//! thread per layer; large well-conditioned matrices by way of their Gram matrix, see `factor.rs`): basis `F = V_Qᵀ`, coefficients `w = H·Fᵀ = U_Q·S_Q`. Then
 //! `‖H − w·F‖² = Σ_{i>Q} s_i²`, the least for any rank Q (Eckart–Young), and `F·Fᵀ = I`. At full
 //! rank `min(P, D)` the pair computes what the convolution did, up to rounding. Factors are
 //! rounded once, to the type of the weight; what the remark reports is measured on them as rounded.
@@ -49,11 +50,10 @@
 //! After `fold-batch-norm`, so that the scale of every filter counts in its energy; the paper itself
 //! decomposes unfolded weights.
 
-use crate::driver::options::{OptionError, Options};
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo, tensor_error};
 use crate::layer::{Layer, LayerKind, transpose};
-use crate::plan::{self, Plan, Selection};
-use crate::ranks::{OPTIONS, RankRule};
+use crate::plan::{self, Plan, Selection, note};
+use crate::ranks::OPTIONS;
 use basisopt_ir::op::{AutoPad, Conv, ConvTranspose};
 use basisopt_ir::{Graph, Op, Operand, Rewrite, Tensor};
 
@@ -63,22 +63,11 @@ pub static INFO: PassInfo = PassInfo {
     summary: "split convolutions into an orthonormal basis and 1×1 coefficients",
     fidelity: Fidelity::Approximate,
     options: OPTIONS,
-    build: |options| Ok(Box::new(FactorizeConv(selection("factorize-conv", options)?))),
+    build: |options| Ok(Box::new(FactorizeConv(Selection::read("factorize-conv", options)?))),
 };
 
 #[derive(Debug)]
 struct FactorizeConv(Selection);
-
-/// The options that both factorising passes share, read.
-pub(crate) fn selection(pass: &str, options: &Options) -> Result<Selection, OptionError> {
-    Ok(Selection {
-        rule: RankRule::from_options(pass, options)?,
-        multiple: options.int("multiple").unwrap_or(1),
-        guard: options.switch("guard", true),
-        include: options.globs("include"),
-        exclude: options.globs("exclude"),
-    })
-}
 
 impl Pass for FactorizeConv {
     fn info(&self) -> &'static PassInfo {
@@ -134,12 +123,6 @@ fn build(graph: &Graph, layers: &[Layer], plan: &Plan) -> Result<Rewrite, PassEr
         rewrite.replace(basisopt_ir::ValueId::of(layer.node), last);
     }
     Ok(rewrite)
-}
-
-/// Notes on a new node where it came from, for those who read the file later.
-pub(crate) fn note(rewrite: &mut Rewrite, layer: &Layer, role: &str) {
-    rewrite.note("basisopt.origin", layer.label.clone());
-    rewrite.note("basisopt.factor", role);
 }
 
 /// The weights of the two convolutions.

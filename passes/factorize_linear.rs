@@ -18,7 +18,8 @@
 //! - The weight is a constant matrix (`weight-not-constant.bir`, `not-a-matrix.bir`) of a float type
 //!   (`weight-type.bir`), finite (`non-finite-weight.bir`), not all zero (`zero-weight.bir`), that no
 //!   caller may override (`overridable-weight.bir`).
-//! - Everything that reads it is rewritten too (`shared-weight.bir`).
+//! - Everything that reads it is rewritten too (`shared.bir`, `shared-weight.bir`).
+//! - `include=` and `exclude=` agree (`excluded.bir`).
 //! - The layer is not itself one of a pair of factors (`already-factored.bir`).
 //! - With `guard=on`, the factors need fewer multiply-adds (`past-break-even.bir`).
 //!
@@ -35,9 +36,8 @@
 //! Anywhere after `fold-constants`; the paper leaves linear layers whole, and so does `compress`.
 
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo, tensor_error};
-use crate::factorize_conv::{note, selection};
 use crate::layer::{Layer, LayerKind, transpose};
-use crate::plan::{self, Plan, Selection};
+use crate::plan::{self, Plan, Selection, note};
 use crate::ranks::OPTIONS;
 use basisopt_ir::op::{Gemm, MatMul};
 use basisopt_ir::{Graph, Op, Operand, Rewrite, Tensor, ValueId};
@@ -48,7 +48,7 @@ pub static INFO: PassInfo = PassInfo {
     summary: "split linear layers (Gemm, MatMul) into two through an orthonormal basis",
     fidelity: Fidelity::Approximate,
     options: OPTIONS,
-    build: |options| Ok(Box::new(FactorizeLinear(selection("factorize-linear", options)?))),
+    build: |options| Ok(Box::new(FactorizeLinear(Selection::read("factorize-linear", options)?))),
 };
 
 #[derive(Debug)]

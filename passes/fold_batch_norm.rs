@@ -73,8 +73,9 @@
 //! decompose should be what is computed.
 
 mod channels;
-mod constants;
+mod parameters;
 
+use crate::constants::constant;
 use crate::driver::options::Options;
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo};
 use crate::driver::remark::Refusal;
@@ -82,7 +83,7 @@ use crate::driver::rule::{Proposal, Rule, apply_everywhere};
 use basisopt_ir::op::{AutoPad, BatchNormalization, Conv};
 use basisopt_ir::{Graph, NodeId, Op, Operand, Rewrite, Tensor, Use, ValueId, op};
 use channels::{Affine, Channels};
-use constants::{constant, conv_bias, gemm_bias, read};
+use parameters::{conv_bias, gemm_bias, read};
 
 /// See the [module documentation](self).
 pub static INFO: PassInfo = PassInfo {

@@ -29,7 +29,7 @@
 //! - A dimension that is not known keeps its `Shape` (`dynamic-shape-stays.bir`).
 //!
 //! Operators that this program does not model, quantisation among them, are left alone without a
-//! remark. So is what nobody reads: that is the business of `dead-code`.
+//! remark (`quantised-stays.bir`). So is what nobody reads: that is the business of `dead-code`.
 //!
 //! ## Numerics
 //!

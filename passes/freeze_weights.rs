@@ -17,7 +17,8 @@
 //!
 //! ## Legality
 //!
-//! - Inputs without a default stay inputs (`inputs-stay.bir`).
+//! - Inputs without a default stay inputs (`inputs-stay.bir`), and so do weights that `include` and
+//!   `exclude` leave out (`excluded.bir`).
 //!
 //! The network loses inputs that a caller could leave out. It computes the same for every caller that
 //! did leave them out.

@@ -4,6 +4,7 @@
 //! `p`, flattened over input channels and kernel; for a transposed convolution rows are *input*
 //! channels, because there the basis comes last; for a linear layer rows are output features.
 
+use crate::constants::{constant, floats};
 use crate::driver::remark::Refusal;
 use crate::factor::{Factors, orthonormality_defect};
 use basisopt_ir::op::AutoPad;
@@ -171,35 +172,8 @@ pub fn transpose(values: &[f64], n_rows: usize, n_columns: usize) -> Vec<f64> {
 
 /// The weight behind a slot, if it is a readable constant of a float type.
 fn constant_weight(graph: &Graph, id: NodeId, slot: usize) -> Result<(ValueId, Tensor), Refusal> {
-    let value = graph.node_input(id, slot);
-    let value = value.ok_or_else(|| Refusal::new("malformed", "it has no weight"))?;
-    let name = &graph.value(value).name;
-    let Some(tensor) = graph.constant_value(value) else {
-        if graph.node(value.node).overridable {
-            let message = format!(
-                "its weight {name} is also a graph input, which a caller may override; freeze-weights undoes that"
-            );
-            return Err(Refusal::new("overridable-weight", message));
-        }
-        let op = graph.node(value.node).op.op_type();
-        if op == "DequantizeLinear" {
-            let message =
-                format!("its weight {name} is quantised: factor the float network and quantise the result");
-            return Err(Refusal::new("quantised-weight", message));
-        }
-        let message = format!("its weight {name} is computed by {op}; fold-constants may help");
-        return Err(Refusal::new("weight-not-constant", message));
-    };
-    if tensor.is_elided() {
-        return Err(Refusal::new(
-            "weight-elided",
-            "the values of its weight were elided when it was printed",
-        ));
-    }
-    if !tensor.dtype().is_float() {
-        let message = format!("its weight is of type {}, not a float that can be decomposed", tensor.dtype());
-        return Err(Refusal::new("weight-type", message));
-    }
+    let (value, tensor) = constant(graph, id, slot, "weight")?;
+    floats(&tensor, "weight")?;
     Ok((value, tensor))
 }
 

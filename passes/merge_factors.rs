@@ -25,6 +25,10 @@
 //! `H = w·F`, computed in f64 and rounded once. The network computes what the pair computed, up to
 //! rounding; what truncation lost stays lost.
 //!
+//! ## Options
+//!
+//! None.
+//!
 //! ## Pipeline
 //!
 //! On a factored network, to hand it to a tool that wants plain convolutions.
@@ -126,6 +130,7 @@ fn merge(graph: &Graph, pair: &FactorPair, data_slot: usize) -> Result<Proposal,
     let merged = rewrite.node(strip(second.label()), op, &inputs);
     rewrite.replace(ValueId::of(pair.second), merged);
     rewrite.remove(pair.first);
+    rewrite.forget(format!("basisopt.layer.{}", strip(second.label())));
     let rank = pair.factors.first().map_or(0, |f| f.rank);
     let message = format!("merged {} and {} (rank {rank}) into one", first.label(), second.label());
     Ok(Proposal { rewrite, code: "merged", message })

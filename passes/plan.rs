@@ -1,7 +1,7 @@
 //! From layers to factors: what both factorising passes do between finding a layer and rewriting
 //! it. Decompositions run in parallel over layers, each one sequential inside.
 
-use crate::driver::options::Globs;
+use crate::driver::options::{Globs, OptionError, Options};
 use crate::driver::pass::{Outcome, PassContext, PassError};
 use crate::driver::remark::Refusal;
 use crate::factor::{self, Factors};
@@ -25,6 +25,22 @@ pub struct Selection {
     pub include: Option<Globs>,
     /// Not these, by label.
     pub exclude: Option<Globs>,
+}
+
+impl Selection {
+    /// Reads the options that both factorising passes share.
+    ///
+    /// # Errors
+    /// [`OptionError::Conflict`] if more than one rule for ranks is given.
+    pub fn read(pass: &str, options: &Options) -> Result<Self, OptionError> {
+        Ok(Self {
+            rule: RankRule::from_options(pass, options)?,
+            multiple: options.int("multiple").unwrap_or(1),
+            guard: options.switch("guard", true),
+            include: options.globs("include"),
+            exclude: options.globs("exclude"),
+        })
+    }
 }
 
 /// The factors of a layer, and how good they are.
@@ -63,8 +79,11 @@ pub fn run(
     if let (Some(table), RankRule::File(path)) = (&table, &selection.rule) {
         check_table(table, path, &sets)?;
     }
-    let ranks: Vec<_> =
-        sets.iter().map(|s| table.as_ref().map(|t| t.rank(s.index, &s.layers[0].label))).collect();
+    let listed = |(i, set): (usize, &Set)| {
+        let labels = set.layers.iter().map(|l| l.label.as_str());
+        table.as_ref().map(|t| t.rank(i, labels))
+    };
+    let ranks: Vec<_> = sets.iter().enumerate().map(listed).collect();
     let plans = decompose_all(graph, cx, selection, &sets, &ranks)?;
     let mut n = 0;
     for (set, plan) in sets.iter().zip(plans) {
@@ -89,8 +108,6 @@ pub fn run(
 
 /// Layers that share one weight, and so share its factors.
 struct Set {
-    /// Position among the layers found, for rank files without names.
-    index: usize,
     layers: Vec<Layer>,
 }
 
@@ -117,7 +134,7 @@ fn find_layers(
         };
         match sets.iter_mut().find(same) {
             Some(set) => set.layers.push(layer),
-            None => sets.push(Set { index: sets.len(), layers: vec![layer] }),
+            None => sets.push(Set { layers: vec![layer] }),
         }
     }
     sets.retain(|set| match keep(graph, selection, set) {
@@ -317,4 +334,10 @@ fn report(graph: &mut Graph, cx: &mut PassContext<'_>, set: &Set, plan: &Plan) {
         );
         graph.metadata.insert(format!("basisopt.layer.{}", layer.label), note);
     }
+}
+
+/// Notes on a new node where it came from, for those who read the file later.
+pub fn note(rewrite: &mut Rewrite, layer: &Layer, role: &str) {
+    rewrite.note("basisopt.origin", layer.label.clone());
+    rewrite.note("basisopt.factor", role);
 }

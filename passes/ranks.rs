@@ -131,12 +131,13 @@ impl RankTable {
         Ok(Self { entries })
     }
 
-    /// The rank for the n-th layer, which has this name.
-    pub fn rank(&self, index: usize, name: &str) -> Option<usize> {
+    /// The rank for the n-th layer, which has these names: several layers may share one weight.
+    pub fn rank<'a>(&self, index: usize, mut names: impl Iterator<Item = &'a str>) -> Option<usize> {
         if self.is_positional() {
             return self.entries.get(index).map(|(r, _)| *r);
         }
-        self.entries.iter().find(|(_, n)| n.as_deref() == Some(name)).map(|(r, _)| *r)
+        let of = |name: &str| self.entries.iter().find(|(_, n)| n.as_deref() == Some(name)).map(|(r, _)| *r);
+        names.find_map(of)
     }
 
     /// Whether ranks go by position rather than by name.
@@ -190,7 +191,7 @@ pub fn break_even(n_rows: usize, n_columns: usize) -> f64 {
 
 /// Rounds a rank up to a multiple, but not above the full rank.
 pub fn round_up(rank: usize, multiple: usize, full: usize) -> usize {
-    rank.next_multiple_of(multiple.max(1)).min(full)
+    rank.checked_next_multiple_of(multiple.max(1)).unwrap_or(full).min(full)
 }
 
 #[cfg(test)]
@@ -215,12 +216,22 @@ mod tests {
     }
 
     #[test]
+    fn multiples_round_up_and_stop_at_the_full_rank() {
+        assert_eq!(
+            [(3, 4, 16), (4, 4, 16), (15, 4, 15), (3, usize::MAX, 9)].map(|(r, m, f)| round_up(r, m, f)),
+            [4, 4, 15, 9]
+        );
+    }
+
+    #[test]
     fn rank_files_are_by_name_or_by_position() {
         let named = RankTable::parse("# ranks\n4 conv1\n5 /a/b c # spaces are fine\n").unwrap();
-        assert_eq!((named.rank(0, "/a/b c"), named.rank(0, "x")), (Some(5), None));
+        let rank = |table: &RankTable, i, name| table.rank(i, [name].into_iter());
+        assert_eq!((rank(&named, 0, "/a/b c"), rank(&named, 0, "x")), (Some(5), None));
+        assert_eq!(named.rank(0, ["x", "conv1"].into_iter()), Some(4));
         assert_eq!(named.unknown(&["conv1".to_owned()]), ["/a/b c"]);
         let positional = RankTable::parse("3\n4").unwrap();
-        assert_eq!((positional.rank(1, "any"), positional.rank(2, "any")), (Some(4), None));
+        assert_eq!((rank(&positional, 1, "any"), rank(&positional, 2, "any")), (Some(4), None));
         assert!(RankTable::parse("3\n4 x").unwrap_err().contains("some lines"));
         assert!(RankTable::parse("0 x").unwrap_err().contains("line 1"));
         assert!(RankTable::parse("1 x\n2 x").unwrap_err().contains("second time"));

@@ -1,7 +1,7 @@
 //! The pass manager: it verifies, times, checks numerically, catches dishonest outcomes and stamps
 //! the model, so that passes need not.
 
-use crate::driver::check::{Deviation, EXACT_TOLERANCE, Executor, deviation};
+use crate::driver::check::{Deviation, EXACT_TOLERANCE, Executor, ExecutorError, deviation};
 use crate::driver::pass::{Fidelity, Host, NoHost, Outcome, PassContext, PassError};
 use crate::driver::pipeline::{Item, Pipeline};
 use crate::driver::remark::Remark;
@@ -86,6 +86,22 @@ pub enum ManagerError {
         pass: String,
         /// What is broken.
         violations: Violations,
+    },
+    /// A pass left types or shapes behind that contradict each other.
+    #[error("{pass} broke the network (a bug in the pass): {source}")]
+    BrokenTypes {
+        /// The pass.
+        pass: String,
+        /// What is broken.
+        source: infer::InferError,
+    },
+    /// The network could be run before a pass, and cannot after it.
+    #[error("after {pass} the network can no longer be run: {source}")]
+    Unrunnable {
+        /// The pass.
+        pass: String,
+        /// The engine's reason.
+        source: ExecutorError,
     },
     /// A pass said that it changed nothing and did, or the other way round.
     #[error("{pass} reported {claimed} rewrites but the network {}", if *changed { "changed" } else { "did not change" })]
@@ -196,7 +212,8 @@ impl Manager<'_> {
                 let broken =
                     |violations| ManagerError::Broken { pass: item.info.name.to_owned(), violations };
                 verify(graph).map_err(broken)?;
-                inferred.map_err(ManagerError::Types)?;
+                let broken = |source| ManagerError::BrokenTypes { pass: item.info.name.to_owned(), source };
+                inferred.map_err(broken)?;
                 pass_report.check = self.check(graph, item, &mut reference)?;
             }
             pass_report.overhead = overhead + started.elapsed();
@@ -204,7 +221,9 @@ impl Manager<'_> {
             report.passes.push(pass_report);
         }
         if report.n_rewrites() > 0 {
-            graph.metadata.insert(PIPELINE_KEY.to_owned(), pipeline.to_string());
+            // After what earlier runs did to this network.
+            let earlier = graph.metadata.get(PIPELINE_KEY).map(|p| format!("{p},")).unwrap_or_default();
+            graph.metadata.insert(PIPELINE_KEY.to_owned(), format!("{earlier}{pipeline}"));
             graph.metadata.insert("basisopt.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
         }
         Ok(report)
@@ -262,20 +281,9 @@ impl Manager<'_> {
             Ok(before) => before,
             Err(reason) => return Ok(Check::Impossible(reason.clone())),
         };
-        let outputs = match executor.run(graph, &before.inputs) {
-            Ok(outputs) => outputs,
-            // It ran before: that it no longer does is the pass's doing, unless it is approximate
-            // in which case the same holds.
-            Err(e) => {
-                let output = format!("(all: {e})");
-                let deviation = Deviation { relative: f64::INFINITY, output };
-                return Err(ManagerError::Inexact {
-                    pass: item.info.name.to_owned(),
-                    deviation,
-                    tolerance: self.tolerance,
-                });
-            }
-        };
+        let outputs = executor.run(graph, &before.inputs);
+        let unrunnable = |source| ManagerError::Unrunnable { pass: item.info.name.to_owned(), source };
+        let outputs = outputs.map_err(unrunnable)?;
         let deviation = deviation(graph, &before.outputs, &outputs);
         let tolerance = self.tolerance.max(rounding(graph));
         if item.info.fidelity == Fidelity::Exact && deviation.relative > tolerance {

@@ -87,9 +87,7 @@ impl Pipeline {
                     registry.presets().iter().map(|(n, _)| format!("@{n}")).collect::<Vec<_>>().join(", ");
                 return Err(PipelineError::UnknownPreset { found: item.to_owned(), known });
             };
-            // A preset may not name presets, so this ends.
-            let mut inner = text.split(',').filter(|i| !i.starts_with('@'));
-            return inner.try_for_each(|i| self.push(i, registry));
+            return text.split(',').try_for_each(|i| self.push(i, registry));
         }
         let mut parts = item.split(':');
         let name = parts.next().unwrap_or_default();

@@ -143,7 +143,9 @@ pub struct Graph {
     pub opset: i64,
     /// ONNX IR version.
     pub ir_version: i64,
-    /// Entries to set in the model's `metadata_props`; those of the file are kept beside them.
+    /// Entries of the model's `metadata_props` that are this program's (`basisopt.…`), read from the
+    /// file and written back as they stand here, and any others to be set. The rest of the file's is
+    /// kept beside them.
     pub metadata: IndexMap<String, String>,
     dag: StableDiGraph<Node, Wire>,
     inputs: Vec<NodeId>,

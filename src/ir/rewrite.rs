@@ -47,6 +47,7 @@ pub struct Rewrite {
     replace: Vec<(ValueId, Operand)>,
     set_inputs: Vec<(Use, Operand)>,
     remove: Vec<NodeId>,
+    forget: Vec<String>,
 }
 
 /// Why a rewrite could not be applied; always a bug in the rule that made it.
@@ -80,7 +81,15 @@ pub enum RewriteError {
 impl Rewrite {
     /// A rewrite around a node: new nodes stand in the order of the file where it stood.
     pub fn at(node: NodeId) -> Self {
-        Self { at: node, place: node, new: vec![], replace: vec![], set_inputs: vec![], remove: vec![] }
+        Self {
+            at: node,
+            place: node,
+            new: vec![],
+            replace: vec![],
+            set_inputs: vec![],
+            remove: vec![],
+            forget: vec![],
+        }
     }
 
     /// The node this rewrite is about.
@@ -120,6 +129,11 @@ impl Rewrite {
     /// Joins a slot of a node that stays to another value.
     pub fn set_input(&mut self, at: Use, value: impl Into<Operand>) {
         self.set_inputs.push((at, value.into()));
+    }
+
+    /// Takes an entry out of [`Graph::metadata`].
+    pub fn forget(&mut self, key: impl Into<String>) {
+        self.forget.push(key.into());
     }
 
     /// Removes a node that nothing reads after the replacements.
@@ -170,6 +184,9 @@ impl Rewrite {
             let new = resolve(graph, &ids, new)?.ok_or_else(|| stale("an omitted value".to_owned()))?;
             substitute(graph, old, new)?;
             gone.push(old.node);
+        }
+        for key in self.forget {
+            graph.metadata.shift_remove(&key);
         }
         sweep(graph, gone)
     }

@@ -8,6 +8,10 @@ use bytes::Bytes;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Keys in `metadata_props` that are this program's: on import they go to [`Graph::metadata`], and
+/// on export they are what stands there.
+pub(crate) const OWN_METADATA: &str = "basisopt.";
+
 /// Field numbers of `ModelProto`.
 pub(crate) mod model {
     pub const IR_VERSION: u32 = 1;
@@ -86,7 +90,7 @@ impl Source {
         self.inner.data.files.keys().map(String::as_str).collect()
     }
 
-    /// Keys and values of the model's `metadata_props`, in order.
+    /// Keys and values of the model's `metadata_props`, in order, those of this program included.
     pub fn metadata(&self) -> Vec<(String, String)> {
         entries(&self.inner.model, model::METADATA).unwrap_or_default()
     }

@@ -6,7 +6,7 @@ use crate::encode::{check_size, place};
 use crate::error::Problem;
 use crate::external::{Kind, entry};
 use crate::import::is_standard;
-use crate::source::model;
+use crate::source::{OWN_METADATA, model};
 use crate::wire::{LEN, Message, Splice};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,6 +46,8 @@ impl Exporter<'_> {
                     let old = parse()?;
                     let key = old.string(1).map_err(damaged)?.unwrap_or_default();
                     match notes.remove(key.as_str()) {
+                        // Taken back by a pass.
+                        None if stamp && key.starts_with(OWN_METADATA) => continue,
                         Some(new) if old.string(2).map_err(damaged)?.as_deref() != Some(new) => {
                             Some(entry(&key, new))
                         }

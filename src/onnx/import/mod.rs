@@ -11,8 +11,10 @@ mod order;
 pub(crate) use header::is_standard;
 
 use crate::error::Problem;
+use crate::external::entries;
 use crate::external::{DataFiles, Kind, map_tensors};
 use crate::proto::ValueInfoProto;
+use crate::source::OWN_METADATA;
 use crate::source::{Inner, Source, graph as field, model, skeleton};
 use crate::tensor::RawTensor;
 use crate::wire::{Field, Message};
@@ -58,6 +60,13 @@ pub(crate) fn import(
     for other in model.fields.iter().filter(|f| f.number != model::GRAPH) {
         if let Some(kind) = Kind::in_model(other.number) {
             check_data(kind, &model.body(other), "a model function", &mut files)?;
+        }
+    }
+    let mut graph = graph;
+    // What earlier runs of this program noted is the graph's own to extend and to take back.
+    for (key, value) in entries(&model, model::METADATA).unwrap_or_default() {
+        if key.starts_with(OWN_METADATA) {
+            graph.metadata.insert(key, value);
         }
     }
     let revision = graph.revision();

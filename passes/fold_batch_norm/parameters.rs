@@ -1,54 +1,16 @@
-//! The constants that a fold needs, or why they cannot be had.
+//! The numbers that a fold needs, or why they cannot be had.
 
+use crate::constants::{constant, floats};
 use crate::driver::remark::Refusal;
 use basisopt_ir::op::Gemm;
-use basisopt_ir::{Graph, NodeId, Op, Tensor, ValueId};
+use basisopt_ir::{Graph, NodeId, Tensor};
 
 /// Elements that a repeated number may stand for.
 const MAX_UNROLLED: usize = 1 << 26;
 
-/// Of two codes the one for weights, which other passes use too, or the one for the rest.
-fn code(what: &str, weight: &'static str, other: &'static str) -> &'static str {
-    if what == "weight" { weight } else { other }
-}
-
-/// The constant behind a slot.
-pub(super) fn constant(
-    graph: &Graph,
-    node: NodeId,
-    slot: usize,
-    what: &str,
-) -> Result<(ValueId, Tensor), Refusal> {
-    let Some(value) = graph.node_input(node, slot) else {
-        return Err(Refusal::new("malformed", format!("the {what} is missing")));
-    };
-    if let Some(tensor) = graph.constant_value(value) {
-        return Ok((value, tensor));
-    }
-    let (name, source) = (&graph.value(value).name, graph.node(value.node));
-    Err(if source.overridable {
-        let code = code(what, "overridable-weight", "overridable");
-        Refusal::new(code, format!("the {what} {name} is also a graph input, which a caller may override"))
-    } else {
-        let code = code(what, "weight-not-constant", "not-constant");
-        let message = match &source.op {
-            Op::Input => format!("the {what} {name} is an input of the network"),
-            op => format!("the {what} {name} is computed by {}; fold-constants may help", op.op_type()),
-        };
-        Refusal::new(code, message)
-    })
-}
-
 /// The numbers of a constant of a float type.
 pub(super) fn read(tensor: &Tensor, what: &str) -> Result<Vec<f64>, Refusal> {
-    if tensor.is_elided() {
-        let message = format!("the values of the {what} were elided when it was printed");
-        return Err(Refusal::new(code(what, "weight-elided", "elided"), message));
-    }
-    if !tensor.dtype().is_float() {
-        let message = format!("the {what} is of type {}, not a float", tensor.dtype());
-        return Err(Refusal::new(code(what, "weight-type", "parameter-type"), message));
-    }
+    floats(tensor, what)?;
     // One repeated element is no tensor that anybody trained: it is not unrolled to any length.
     if tensor.splat_element().is_some() && tensor.len() > MAX_UNROLLED {
         return Err(Refusal::new("too-large", format!("the {what} is one number, {} times", tensor.len())));
