@@ -3,6 +3,9 @@
 use crate::driver::remark::Refusal;
 use basisopt_ir::{Graph, NodeId, Tensor, ValueId};
 
+/// Elements that a repeated number may stand for.
+const MAX_UNROLLED: usize = 1 << 26;
+
 /// Of two codes the one for weights, which other passes use too, or the one for the rest.
 fn code(what: &str, weight: &'static str, other: &'static str) -> &'static str {
     if what == "weight" { weight } else { other }
@@ -55,6 +58,12 @@ pub(crate) fn floats(tensor: &Tensor, what: &str) -> Result<(), Refusal> {
         let message =
             format!("its {what} is of type {}, not a float that can be computed with", tensor.dtype());
         return Err(Refusal::new(code(what, "weight-type", "parameter-type"), message));
+    }
+    // One repeated element is no tensor that anybody trained: it is not unrolled to any length, or
+    // a file of a few bytes could ask for any amount of memory.
+    let virtual_values = tensor.splat_element().is_some() || tensor.generator().is_some();
+    if virtual_values && tensor.len() > MAX_UNROLLED {
+        return Err(Refusal::new("too-large", format!("its {what} is one number, {} times", tensor.len())));
     }
     Ok(())
 }

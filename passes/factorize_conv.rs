@@ -19,7 +19,9 @@
 //!
 //! - The weight is a constant (`weight-not-constant.bir`, `quantised-weight.bir`) that no caller may override
 //!   (`overridable-weight.bir`), of a float type (`weight-type.bir`), finite
-//!   (`non-finite-weight.bir`), not all zero (`zero-weight.bir`) and not empty (`empty.bir`).
+//!   (`non-finite-weight.bir`), not all zero (`zero-weight.bir`) not empty (`empty.bir`) and of a
+//!   size that fits in memory (`tests/malformed.rs`); its energy and its factors are numbers of their types
+//!   (`extreme-weight.bir`, `overflow.bir`).
 //! - Everything that reads the weight is a convolution of the same form that is rewritten too: then
 //!   they share the factors (`shared.bir`). Otherwise the weight would be kept beside its factors
 //!   (`shared-weight.bir`).

@@ -98,7 +98,9 @@ fn build(graph: &Graph, layers: &[Layer], plan: &Plan) -> Result<Rewrite, PassEr
         rewrite.place_at(layer.node);
         let last = match &graph.node(layer.node).op {
             Op::Gemm(op) => {
-                let basis_op = Gemm { alpha: 1.0, beta: 1.0, transB: 1, ..op.clone() };
+                // Before operator set 7 nothing was broadcast unless asked for.
+                let broadcast = (graph.opset < 7).then_some(1);
+                let basis_op = Gemm { alpha: 1.0, beta: 1.0, transB: 1, broadcast, ..op.clone() };
                 let h = rewrite.node(first, basis_op, &[&[slot(0), basis], &no_bias[..]].concat());
                 note(&mut rewrite, layer, "basis");
                 let inputs = [h, coefficients, slot(2)];

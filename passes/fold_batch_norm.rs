@@ -204,7 +204,10 @@ fn into_producer(graph: &Graph, at: NodeId, affine: &Affine) -> Result<Option<Pr
     if matches!(producer.op, Op::MatMul(_)) && needed {
         let bias = fold.bias(old_name, shape, values)?;
         let name = format!("{}.shift", producer.label());
-        let sum = fold.rewrite.node(name, op::Add::default(), &[x.into(), bias]);
+        // Before operator set 7 nothing was broadcast unless asked for.
+        let broadcast = (graph.opset < 7).then_some(1);
+        let add = op::Add { broadcast, ..op::Add::default() };
+        let sum = fold.rewrite.node(name, add, &[x.into(), bias]);
         fold.rewrite.replace(ValueId::of(at), sum);
     } else {
         if needed {

@@ -78,6 +78,9 @@ impl Layer {
             let message = format!("a weight of shape {shape:?} cannot be cut into {groups} groups");
             return Err(Refusal::new("malformed", message));
         }
+        if shape.contains(&0) {
+            return Err(Refusal::new("empty", "the weight has no elements"));
+        }
         let (n_rows, n_columns) = (first / groups, second * kernel.iter().product::<usize>());
         let layer = Self {
             node: id,
@@ -90,9 +93,6 @@ impl Layer {
             kernel: kernel.to_vec(),
             dtype: tensor.dtype(),
         };
-        if n_rows.min(n_columns) == 0 {
-            return Err(Refusal::new("empty", "the weight has no elements"));
-        }
         if groups > 1 && n_rows == 1 {
             return Err(Refusal::new("depthwise", "each group has a single filter, which is its own basis"));
         }

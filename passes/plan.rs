@@ -253,6 +253,12 @@ fn plan(layer: &Layer, weight: &Tensor, selection: &Selection, listed: Option<Op
         .collect::<Result<_, _>>()
         .map_err(svd_error)?;
     let spectra: Vec<&[f64]> = decompositions.iter().map(|d| d.singular_values()).collect();
+    let squared = |s: &[f64]| s.iter().map(|v| v * v).sum::<f64>();
+    let squared_norm: f64 = spectra.iter().map(|s| squared(s)).sum();
+    if !squared_norm.is_normal() {
+        let message = "its weights are so large or so small that their energy is not a number";
+        return Ok(Err(Refusal::new("extreme-weight", message)));
+    }
     let full = layer.full_rank();
     let rank = match (&selection.rule, listed) {
         (_, Some(Some(rank))) => rank,
@@ -269,8 +275,6 @@ fn plan(layer: &Layer, weight: &Tensor, selection: &Selection, listed: Option<Op
         let refusal = Refusal::new("past-break-even", message).with("rank", rank as f64);
         return Ok(Err(refusal.with("break_even", limit).with("full_rank", full as f64)));
     }
-    let squared = |s: &[f64]| s.iter().map(|v| v * v).sum::<f64>();
-    let squared_norm: f64 = spectra.iter().map(|s| squared(s)).sum();
     let discarded: f64 = spectra.iter().map(|s| squared(&s[rank.min(s.len())..])).sum();
     let energy = match &spectra[..] {
         [one] => energy_kept(one, rank),
@@ -281,6 +285,10 @@ fn plan(layer: &Layer, weight: &Tensor, selection: &Selection, listed: Option<Op
         let stored = round_to(layer, decomposition.truncate(rank)).map_err(tensor_error)?;
         squared_error += factor::squared_error(h, (n_rows, n_columns), &stored);
         defect = defect.max(factor::orthonormality_defect(&stored.basis, rank, n_columns));
+        if stored.coefficients.iter().chain(&stored.basis).any(|v| !v.is_finite()) {
+            let message = format!("its factors do not fit the type {}", layer.dtype);
+            return Ok(Err(Refusal::new("overflow", message)));
+        }
         factors.push(stored);
     }
     Ok(Ok(Plan { factors, rank, energy, discarded, squared_error, defect, squared_norm }))
@@ -332,7 +340,11 @@ fn report(graph: &mut Graph, cx: &mut PassContext<'_>, set: &Set, plan: &Plan) {
             "{{\"rank\":{},\"full_rank\":{full},\"groups\":{},\"energy\":{:.6},\"error\":{error:.6}}}",
             plan.rank, layer.groups, plan.energy
         );
-        graph.metadata.insert(format!("basisopt.layer.{}", layer.label), note);
+        // Names of nodes need not be unique.
+        let key = format!("basisopt.layer.{}", layer.label);
+        let free = |k: &String| !graph.metadata.contains_key(k);
+        let key = Some(key.clone()).filter(free).or_else(|| (2..).map(|n| format!("{key}.{n}")).find(free));
+        graph.metadata.extend(key.map(|k| (k, note)));
     }
 }
 

@@ -129,6 +129,23 @@ fn damaged_files_are_read_or_refused() {
 }
 
 #[test]
+fn a_few_bytes_do_not_get_terabytes() {
+    let text = "graph @g(%x: f32[1,1048576,6,6]) -> (%y) {
+      %shape = i64[4] [1048576, 1048576, 3, 3]
+      %w = ConstantOfShape(%shape)
+      %y = Conv(%x, %w)
+    }";
+    let bytes = basisopt::onnx::export_new(&parse::parse(text).unwrap()).unwrap();
+    assert!(bytes.len() < 400);
+    let mut model = Model::from_bytes("m", bytes, None).unwrap();
+    for pass in ["factorize-conv", "fold-constants", "fold-batch-norm", "merge-factors"] {
+        let pipeline = Pipeline::parse(pass, &Registry::builtin()).unwrap();
+        let report = Manager::default().run(&mut model.graph, &pipeline, &mut NoObserver).unwrap();
+        assert_eq!(report.n_rewrites(), 0, "{pass}");
+    }
+}
+
+#[test]
 #[ignore = "writes the seeds of the fuzz target"]
 fn write_seeds() {
     let dir = common::root().join("tests/fuzz/seeds/onnx");

@@ -224,6 +224,10 @@ impl Manager<'_> {
             // After what earlier runs did to this network.
             let earlier = graph.metadata.get(PIPELINE_KEY).map(|p| format!("{p},")).unwrap_or_default();
             graph.metadata.insert(PIPELINE_KEY.to_owned(), format!("{earlier}{pipeline}"));
+            // A run that was cut short says so: its pipeline would do more.
+            if self.budget == 0 {
+                graph.metadata.insert("basisopt.stopped-after".to_owned(), report.n_rewrites().to_string());
+            }
             graph.metadata.insert("basisopt.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned());
         }
         Ok(report)

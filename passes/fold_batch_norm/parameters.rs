@@ -5,16 +5,9 @@ use crate::driver::remark::Refusal;
 use basisopt_ir::op::Gemm;
 use basisopt_ir::{Graph, NodeId, Tensor};
 
-/// Elements that a repeated number may stand for.
-const MAX_UNROLLED: usize = 1 << 26;
-
 /// The numbers of a constant of a float type.
 pub(super) fn read(tensor: &Tensor, what: &str) -> Result<Vec<f64>, Refusal> {
     floats(tensor, what)?;
-    // One repeated element is no tensor that anybody trained: it is not unrolled to any length.
-    if tensor.splat_element().is_some() && tensor.len() > MAX_UNROLLED {
-        return Err(Refusal::new("too-large", format!("the {what} is one number, {} times", tensor.len())));
-    }
     tensor.to_f64s().map_err(|error| Refusal::new("unreadable", error.to_string()))
 }
 

@@ -14,7 +14,7 @@ use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
 use petgraph::visit::{EdgeRef, IntoEdgeReferences};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt;
 
 /// A node of a [`Graph`].
@@ -151,6 +151,11 @@ pub struct Graph {
     inputs: Vec<NodeId>,
     outputs: Vec<ValueId>,
     revision: u64,
+    /// How many values and nodes bear a name; kept so that a new name is found without a search.
+    value_names: BTreeMap<String, u32>,
+    node_names: BTreeMap<String, u32>,
+    /// Names that nothing new may take.
+    reserved: BTreeSet<String>,
 }
 
 impl Graph {
@@ -332,6 +337,16 @@ impl Graph {
         })
     }
 
+    /// Whether a value bears this name, in the graph or inside a body of control flow.
+    pub fn has_value_named(&self, name: &str) -> bool {
+        self.value_names.contains_key(name) || self.reserved.contains(name)
+    }
+
+    /// How many nodes bear this name; ONNX does not ask for it to be one.
+    pub fn n_nodes_named(&self, name: &str) -> usize {
+        self.node_names.get(name).map_or(0, |&n| n as usize)
+    }
+
     // ---- building and changing ----------------------------------------------------------------
 
     /// Adds a graph input.
@@ -407,7 +422,10 @@ impl Graph {
     /// Gives a value another name.
     pub fn rename(&mut self, value: ValueId, name: impl Into<String>) {
         if let Some(v) = self.value_mut(value) {
-            v.name = name.into();
+            let old = std::mem::replace(&mut v.name, name.into());
+            let new = v.name.clone();
+            count_down(&mut self.value_names, &old);
+            count_up(&mut self.value_names, &new);
             self.revision += 1;
         }
     }
@@ -445,11 +463,22 @@ impl Graph {
     pub fn remove_node(&mut self, id: NodeId) -> Option<Node> {
         self.inputs.retain(|&i| i != id);
         self.revision += 1;
-        self.dag.remove_node(NodeIndex::new(id.index()))
+        let node = self.dag.remove_node(NodeIndex::new(id.index()))?;
+        count_down(&mut self.node_names, &node.name);
+        node.outputs.iter().for_each(|v| count_down(&mut self.value_names, &v.name));
+        Some(node)
+    }
+
+    /// Keeps names from being given to anything new: those inside bodies of control flow, which may
+    /// not stand outside as well.
+    pub fn reserve_names(&mut self, names: impl IntoIterator<Item = String>) {
+        self.reserved.extend(names);
     }
 
     fn insert(&mut self, node: Node) -> NodeId {
         self.revision += 1;
+        count_up(&mut self.node_names, &node.name);
+        node.outputs.iter().for_each(|v| count_up(&mut self.value_names, &v.name));
         NodeId::from_index(self.dag.add_node(node))
     }
 
@@ -460,6 +489,24 @@ impl Graph {
 
     fn value_mut(&mut self, id: ValueId) -> Option<&mut Value> {
         self.dag.node_weight_mut(NodeIndex::new(id.node.index()))?.outputs.get_mut(id.port as usize)
+    }
+}
+
+fn count_up(names: &mut BTreeMap<String, u32>, name: &str) {
+    match names.get_mut(name) {
+        Some(n) => *n += 1,
+        None => {
+            names.insert(name.to_owned(), 1);
+        }
+    }
+}
+
+fn count_down(names: &mut BTreeMap<String, u32>, name: &str) {
+    if let Some(n) = names.get_mut(name) {
+        *n -= 1;
+        if *n == 0 {
+            names.remove(name);
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::graph::{Graph, Node, NodeId, Use, Value, ValueId, ValueType};
 use crate::op::Op;
 use crate::tensor::Tensor;
 use indexmap::IndexMap;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 /// An input of a new node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,17 +154,18 @@ impl Rewrite {
     /// See [`RewriteError`].
     pub fn apply(self, graph: &mut Graph) -> Result<(), RewriteError> {
         let stale = |what: String| RewriteError::Stale { what };
-        let nodes = || graph.node_ids().map(|id| graph.node(id));
-        let mut node_names: BTreeSet<String> = nodes().map(|n| n.name.clone()).collect();
-        let mut value_names: BTreeSet<String> =
-            nodes().flat_map(|n| n.outputs.iter().map(|v| v.name.clone())).collect();
-
+        // A node that goes leaves its name to the one that comes.
+        let leaving = self.remove.iter().copied().chain(self.replace.iter().map(|(old, _)| old.node));
+        let leaving: Vec<String> = leaving.filter_map(|id| Some(graph.get(id)?.name.clone())).collect();
+        let left = |name: &str| leaving.iter().filter(|l| *l == name).count();
         let mut ids: Vec<NodeId> = Vec::with_capacity(self.new.len());
         for (i, new) in self.new.into_iter().enumerate() {
             let inputs: Vec<Option<ValueId>> =
                 new.inputs.iter().map(|&o| resolve(graph, &ids, o)).collect::<Result<_, _>>()?;
-            let output = Value { name: unique(&new.output.name, &mut value_names), ty: new.output.ty };
-            let mut node = Node::new(unique(&new.name, &mut node_names), new.op, vec![output]);
+            let value_name = unique(&new.output.name, |name| graph.has_value_named(name));
+            let node_name = unique(&new.name, |name| graph.n_nodes_named(name) > left(name));
+            let output = Value { name: value_name, ty: new.output.ty };
+            let mut node = Node::new(node_name, new.op, vec![output]);
             node.metadata = new.metadata;
             let place = graph.get(new.place).ok_or_else(|| stale(format!("node {}", new.place)))?;
             node.position = place.position.saturating_add(i as u64);
@@ -207,10 +208,10 @@ fn resolve(graph: &Graph, ids: &[NodeId], operand: Operand) -> Result<Option<Val
 }
 
 /// The name itself, or the name with the smallest free number behind it.
-fn unique(name: &str, taken: &mut BTreeSet<String>) -> String {
+fn unique(name: &str, taken: impl Fn(&str) -> bool) -> String {
     let mut candidate = name.to_owned();
     let mut n = 1;
-    while !taken.insert(candidate.clone()) {
+    while taken(&candidate) {
         n += 1;
         candidate = format!("{name}.{n}");
     }

@@ -8,14 +8,22 @@ use std::collections::BTreeSet;
 /// Bodies inside bodies: protobuf's own decoders stop at a hundred messages, which is 33 bodies.
 const MAX_DEPTH: usize = 33;
 
-/// The names that the bodies among a node's attributes (encoded `AttributeProto`s) refer to and do
-/// not define, without repetition, in order of first appearance.
-pub(crate) fn free_variables<'a>(attributes: impl Iterator<Item = &'a Bytes>) -> Result<Vec<String>, String> {
+/// The names in bodies.
+#[derive(Default)]
+pub(crate) struct Names {
+    /// Those that are referred to and not defined, without repetition, in order of first appearance.
+    pub free: Vec<String>,
+    /// Those that are defined; nothing outside may be called so.
+    pub defined: BTreeSet<String>,
+}
+
+/// The names in the bodies among a node's attributes (encoded `AttributeProto`s).
+pub(crate) fn names<'a>(attributes: impl Iterator<Item = &'a Bytes>) -> Result<Names, String> {
     let mut free = Ordered::default();
     for attribute in attributes {
         of_attribute(attribute, 0, &mut free)?;
     }
-    Ok(free.names)
+    Ok(Names { free: free.names, defined: free.inner })
 }
 
 /// Checks that the bodies among a node's attributes still read the values that they name.
@@ -27,7 +35,7 @@ pub(crate) fn check_captures<'a>(
     if captures.is_empty() {
         return Ok(());
     }
-    let expected = free_variables(attributes).map_err(|e| Problem::damaged(place, e))?;
+    let expected = names(attributes).map_err(|e| Problem::damaged(place, e))?.free;
     match expected.iter().zip(captures).find(|(a, b)| a != b) {
         None => Ok(()),
         Some((expected, found)) => Err(Problem::Capture {
@@ -42,6 +50,8 @@ pub(crate) fn check_captures<'a>(
 struct Ordered {
     names: Vec<String>,
     seen: BTreeSet<String>,
+    /// What bodies define, however deep.
+    inner: BTreeSet<String>,
 }
 
 impl Ordered {
@@ -90,5 +100,7 @@ fn of_graph(body: Bytes, depth: usize, free: &mut Ordered) -> Result<(), String>
         }
     }
     read.names.into_iter().filter(|name| !defined.contains(name)).for_each(|name| free.push(name));
+    free.inner.append(&mut read.inner);
+    free.inner.append(&mut defined);
     Ok(())
 }

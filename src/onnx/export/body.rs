@@ -193,10 +193,6 @@ impl Exporter<'_> {
             };
             let tensor = self.encoder.tensor(&value.name, tensor.dtype(), tensor.shape(), storage);
             out.nest(field::INITIALIZER, tensor, None);
-            // Before IR version 4 every initializer had to be an input.
-            if self.graph.ir_version < 4 || node.overridable {
-                self.new_inputs.push(id);
-            }
         }
         Ok(())
     }

@@ -192,7 +192,13 @@ impl<'a> Exporter<'a> {
     fn classify_new(&mut self, id: NodeId) {
         match self.graph.node(id).op {
             Op::Input => self.new_inputs.push(id),
-            Op::Constant(_) => self.new_constants.push(id),
+            Op::Constant(_) => {
+                self.new_constants.push(id);
+                // Before IR version 4 every initializer has to be an input.
+                if self.graph.ir_version < 4 || self.graph.node(id).overridable {
+                    self.new_inputs.push(id);
+                }
+            }
             _ => self.nodes.push((id, None)),
         }
     }

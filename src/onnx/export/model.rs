@@ -5,7 +5,7 @@ use super::patch::insertion_point;
 use crate::encode::{check_size, place};
 use crate::error::Problem;
 use crate::external::{Kind, entry};
-use crate::import::is_standard;
+use crate::import::{functions, is_standard};
 use crate::source::{OWN_METADATA, model};
 use crate::wire::{LEN, Message, Splice};
 use std::collections::{BTreeMap, BTreeSet};
@@ -77,8 +77,15 @@ impl Exporter<'_> {
             let domain = import.string(1).map_err(damaged)?.unwrap_or_default();
             imported.insert(if is_standard(&domain) { String::new() } else { domain });
         }
+        let functions = functions(&self.s.model)?;
         for (id, _) in self.nodes.iter().filter(|(_, origin)| origin.is_none()) {
-            let domain = self.graph.node(*id).op.domain();
+            let op = &self.graph.node(*id).op;
+            let domain = op.domain();
+            // A function that is called as a standard operator takes its place.
+            if domain.is_empty() && functions.iter().any(|(d, name)| is_standard(d) && name == op.op_type()) {
+                let reason = format!("would call the model's own function {:?}", op.op_type());
+                return Err(Problem::invalid(place(self.graph, *id), reason));
+            }
             if !imported.contains(domain) {
                 let name = if domain.is_empty() { "ai.onnx" } else { domain };
                 let reason = format!("is of the operator set {name:?}, which the model does not import");

@@ -50,7 +50,7 @@ pub(crate) fn is_standard(domain: &str) -> bool {
 }
 
 /// Domain and name of every model-local function.
-pub(super) fn functions(model: &Message) -> Result<BTreeSet<(String, String)>, Problem> {
+pub(crate) fn functions(model: &Message) -> Result<BTreeSet<(String, String)>, Problem> {
     let key = |function| {
         let function = Message::parse(model.body(function))?;
         Ok((function.string(10)?.unwrap_or_default(), function.string(1)?.unwrap_or_default()))

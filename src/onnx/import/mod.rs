@@ -23,7 +23,8 @@ use basisopt_ir::graph::{Graph, Node, NodeId, Origin, Value, ValueId, ValueType}
 use basisopt_ir::op::Opaque;
 use basisopt_ir::{Attrs, DType, Dim, Op};
 use bytes::Bytes;
-use header::{functions, ir_version, standard_opset};
+pub(crate) use header::functions;
+use header::{ir_version, standard_opset};
 use prost::Message as _;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -299,7 +300,9 @@ impl Importer<'_> {
         }
 
         let encoded: Vec<Bytes> = node.all(5).map(|f| node.body(f)).collect();
-        let captures = bodies::free_variables(encoded.iter()).map_err(|e| Problem::damaged(&place, e))?;
+        let names = bodies::names(encoded.iter()).map_err(|e| Problem::damaged(&place, e))?;
+        self.graph.reserve_names(names.defined);
+        let captures = names.free;
         let attrs = encoded
             .iter()
             .map(|bytes| {
