@@ -41,7 +41,6 @@ struct NewNode {
 /// A replacement: new nodes, which old values they stand for, and what to take away.
 #[derive(Clone, Debug)]
 pub struct Rewrite {
-    at: NodeId,
     place: NodeId,
     new: Vec<NewNode>,
     replace: Vec<(ValueId, Operand)>,
@@ -81,20 +80,7 @@ pub enum RewriteError {
 impl Rewrite {
     /// A rewrite around a node: new nodes stand in the order of the file where it stood.
     pub fn at(node: NodeId) -> Self {
-        Self {
-            at: node,
-            place: node,
-            new: vec![],
-            replace: vec![],
-            set_inputs: vec![],
-            remove: vec![],
-            forget: vec![],
-        }
-    }
-
-    /// The node this rewrite is about.
-    pub fn anchor(&self) -> NodeId {
-        self.at
+        Self { place: node, new: vec![], replace: vec![], set_inputs: vec![], remove: vec![], forget: vec![] }
     }
 
     /// Nodes added from here on stand in the order of the file where this one stands.

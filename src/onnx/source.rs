@@ -101,11 +101,6 @@ impl Source {
         (field(2), field(3))
     }
 
-    /// Whether the model defines functions of its own.
-    pub fn has_functions(&self) -> bool {
-        self.inner.model.all(model::FUNCTION).next().is_some()
-    }
-
     /// Whether a graph is the imported one, untouched.
     pub(crate) fn is_unchanged(&self, graph: &Graph) -> bool {
         let s = &self.inner;

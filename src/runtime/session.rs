@@ -4,10 +4,8 @@ use crate::convert::{from_tract, guard, to_tract};
 use crate::{RuntimeError, Source, screen};
 use basisopt_ir::{DType, Tensor};
 use prost::Message;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use tract_core::internal::{RunOptions, TValue, TVec, TypedFact, TypedOp, TypedSimplePlan, TypedSimpleState};
-use tract_core::model::Node;
+use tract_core::internal::{RunOptions, TValue, TVec, TypedSimplePlan, TypedSimpleState};
 use tract_linalg::multithread::Executor;
 use tract_onnx::pb;
 use tract_onnx::tract_hir::infer::InferenceModelExt;
@@ -207,17 +205,6 @@ impl Session {
             self.state = guard(&self.name, "plan", || plan.spawn())?;
         }
         result
-    }
-
-    /// How many nodes of each operator tract runs, constants left out: what its optimiser made of the
-    /// network.
-    pub fn op_histogram(&self) -> BTreeMap<String, usize> {
-        let mut histogram = BTreeMap::new();
-        for &id in self.plan.order_without_consts() {
-            let node: &Node<TypedFact, Box<dyn TypedOp>> = self.plan.model().node(id);
-            *histogram.entry(node.op.name().into_owned()).or_insert(0) += 1;
-        }
-        histogram
     }
 }
 

@@ -55,11 +55,6 @@ impl ConvGeometry {
     pub fn is_pointwise(&self) -> bool {
         self.kernel.iter().all(|&k| k == 1)
     }
-
-    /// Whether every input channel is a group of its own.
-    pub fn is_depthwise(&self) -> bool {
-        self.group > 1 && self.group == self.c_in
-    }
 }
 
 /// The geometry of a convolution, from the types noted in the graph. `None` for other nodes, where
