@@ -100,7 +100,7 @@ impl DType {
         matches!(self, DType::F32 | DType::F64 | DType::F16 | DType::BF16)
     }
 
-    /// Whether values of this type are integers (or booleans) that [`Tensor::to_i64s`] can read.
+    /// Whether values of this type are integers (or booleans) that [`Tensor::to_i64s`](crate::Tensor::to_i64s) can read.
     pub fn is_integer(self) -> bool {
         use DType::*;
         matches!(self, U8 | I8 | U16 | I16 | I32 | I64 | Bool | U32 | U64)
