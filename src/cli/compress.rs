@@ -340,6 +340,12 @@ fn findings(measured: &Measured, are_macs_unknown: bool) -> Vec<String> {
         }
     }
     match &measured.accuracy {
+        // A fifth of what was right is wrong now: nobody wants that by default.
+        Some(a) if a.after < 0.8 * a.before => lines.push(
+            "the result is DAMAGED: do not ship it without training. This network does not bear cutting its weights \
+             at this energy; a higher --energy or --exclude for its most sensitive layers keeps it working"
+                .to_owned(),
+        ),
         Some(a) if a.after + a.margin < a.before => lines.push(
             "accuracy was lost: a higher --energy keeps more of it; lower ones lose more, for nothing is trained here"
                 .to_owned(),
