@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Pairs basisopt with Python's onnx and NumPy on one large file, interleaved in one run.
 
-    python fixtures/make/vgg_sized.py /tmp/vgg16.onnx
+    python fixtures/make/vgg_sized.py vgg16.onnx
     cargo build --release
-    python benches/onnx_peer.py /tmp/vgg16.onnx
+    python benches/onnx_peer.py vgg16.onnx
 
 Needs onnx and numpy; leave OPENBLAS_CORETYPE unset, so that NumPy takes its best kernel. Prints medians, ratios and peak memory of whole processes; compare within one
 run only. BASISOPT names the program, RUNS the number of rounds.
