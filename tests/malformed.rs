@@ -119,6 +119,9 @@ fn damaged_files_are_read_or_refused() {
                             }
                         }
                         Err(ManagerError::Input(_) | ManagerError::Types(_)) => {}
+                        // Shapes that contradict each other may show only once constants are folded.
+                        Err(ManagerError::Broken { violations, .. })
+                            if violations.iter().all(|v| (7..=9).contains(&v.invariant)) => {}
                         Err(e) => panic!("{name}: {e}"),
                     }
                 }

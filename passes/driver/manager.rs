@@ -79,8 +79,9 @@ pub enum ManagerError {
         /// Its reason.
         source: PassError,
     },
-    /// A pass left a broken graph behind.
-    #[error("{pass} broke the network (a bug in the pass): {violations}")]
+    /// A graph that was well-formed is not so after a pass. Shapes may contradict each other all
+    /// along and only be known once constants are folded; anything else is a bug in the pass.
+    #[error("after {pass} the network is not well-formed: {violations}")]
     Broken {
         /// The pass.
         pass: String,
@@ -88,7 +89,7 @@ pub enum ManagerError {
         violations: Violations,
     },
     /// A pass left types or shapes behind that contradict each other.
-    #[error("{pass} broke the network (a bug in the pass): {source}")]
+    #[error("after {pass} the network is not well-formed: {source}")]
     BrokenTypes {
         /// The pass.
         pass: String,
