@@ -75,6 +75,7 @@ pub fn run(
         RankRule::File(path) => Some(RankTable::read(path, cx)?),
         _ => None,
     };
+    check_include(graph, selection, find)?;
     let sets = find_layers(graph, cx, selection, find);
     if let (Some(table), RankRule::File(path)) = (&table, &selection.rule) {
         check_table(table, path, &sets)?;
@@ -104,6 +105,21 @@ pub fn run(
         n += 1;
     }
     Ok(Outcome::of(n))
+}
+
+/// A filter that matches no layer, factorable or not, is a slip of the pen.
+fn check_include(
+    graph: &Graph,
+    selection: &Selection,
+    find: fn(&Graph, NodeId) -> Result<Option<Layer>, Refusal>,
+) -> Result<(), PassError> {
+    let Some(include) = &selection.include else { return Ok(()) };
+    let is_layer = |id: &NodeId| !matches!(find(graph, *id), Ok(None));
+    let mut layers = graph.node_ids().filter(is_layer).peekable();
+    if layers.peek().is_some() && !layers.any(|id| include.matches(graph.node(id).label())) {
+        return Err(PassError::NoMatch { option: "include" });
+    }
+    Ok(())
 }
 
 /// Layers that share one weight, and so share its factors.

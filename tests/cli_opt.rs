@@ -380,3 +380,62 @@ fn passes_and_completions_are_made_from_the_registry() {
         assert!(b.run(0, &["completions", shell]).0.contains("factorize-conv"), "{shell}");
     }
 }
+
+#[test]
+fn inputs_that_no_memory_holds_are_an_error_and_not_an_abort() {
+    let b = Bench::new();
+    let text = "graph @g(%x: f32[N,1048576,1048576]) -> (%y) {\n  %i = Identity(%x)\n  %y = Relu(%i)\n}\n";
+    std::fs::write(b.dir.path().join("huge.bir"), text).unwrap();
+    let (_, stderr) = b.run(0, &["opt", "huge.bir", "--eliminate-identity", "-o", "out.onnx"]);
+    assert!(stderr.contains("check skipped: ") && stderr.contains("does not fit in memory"), "{stderr}");
+    for args in [&["compare", "huge.bir", "huge.bir"][..], &["bench", "m.onnx", "--batch", "1000000000"]] {
+        let (stdout, stderr) = b.run(1, args);
+        assert!(stdout.is_empty() && stderr.contains("does not fit in memory"), "{args:?}: {stderr}");
+    }
+}
+
+#[test]
+fn a_stream_without_end_is_not_read_to_it() {
+    let b = Bench::new();
+    if std::path::Path::new("/dev/full").exists() {
+        let (_, stderr) = b.run(1, &["opt", "m.onnx", "--fold-batch-norm", "-q", "-o", "/dev/full"]);
+        assert!(stderr.contains("No space left"), "{stderr}");
+    }
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    let b = Bench::new();
+    for value in ["NaN", "-inf"] {
+        let text = format!(
+            "graph @g(%x: f32[1,1,4,4]) -> (%y) {{\n  %w = f32[1,1,1,1] full({value})\n  %y = Conv@c(%x, %w)\n}}\n"
+        );
+        std::fs::write(b.dir.path().join("bad.bir"), text).unwrap();
+        for args in
+            [&["opt", "bad.bir", "--dead-code", "-o", "o.onnx"][..], &["compress", "bad.bir", "-o", "o.onnx"]]
+        {
+            let (_, stderr) = b.run(1, args);
+            assert!(
+                stderr.contains(r#"bad.bir: weight "w" of Conv "c" contains NaN or infinity"#),
+                "{stderr}"
+            );
+        }
+    }
+    // An infinite bound is no weight.
+    let text = "graph @g(%x: f32[1,4]) -> (%y) {\n  %low = f32[] [-inf]\n  %y = Max(%x, %low)\n}\n";
+    std::fs::write(b.dir.path().join("mask.bir"), text).unwrap();
+    b.run(0, &["opt", "mask.bir", "--dead-code"]);
+    assert_eq!(b.files(), ["bad.bir", "m.onnx", "mask.bir"]);
+}
+
+#[test]
+fn filters_and_pins_that_name_nothing_are_errors() {
+    let b = Bench::new();
+    let (_, stderr) = b.run(1, &["opt", "m.onnx", "--factorize-conv=include=nomatch"]);
+    assert!(stderr.contains("include= matches the name of no layer"), "{stderr}");
+    let (_, stderr) = b.run(1, &["opt", "m.onnx", "--fold-batch-norm", "--dim", "Q=3"]);
+    assert!(stderr.contains("--dim Q=…: its open sizes are N"), "{stderr}");
+    // By its place as well as by its name.
+    let (_, stderr) = b.run(0, &["opt", "m.onnx", "--fold-batch-norm", "--dim", "image:0=3"]);
+    assert!(stderr.contains("outputs equal to"), "{stderr}");
+}

@@ -125,6 +125,12 @@ pub enum PassError {
         /// What was wrong with it.
         reason: String,
     },
+    /// A filter that selects nothing.
+    #[error("{option}= matches the name of no layer")]
+    NoMatch {
+        /// The option.
+        option: &'static str,
+    },
     /// The user interrupted the run.
     #[error("interrupted")]
     Interrupted,

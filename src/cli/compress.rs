@@ -155,6 +155,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     // Before the work: a mistake in the settings should not cost it.
     let data = args.data.open_at_most(&args.model, Some(IMAGES))?;
     work::import_notes(&mut model, globals.quiet);
+    work::refuse_non_finite(&model)?;
+    network::check_dims(&file, &model.graph, &args.run.dims)?;
     let dims = args.run.dims.as_slice();
     let before = Size { file_bytes: model.source().n_bytes(), cost: cost::of_pinned(&model.graph, dims) };
     let original = encode(&model, file.clone())?;
@@ -298,14 +300,14 @@ fn text(args: &Args, (before, after): (&Size, &Size), measured: &Measured, layer
     let hint =
         if args.report || n_factored == layers.len() { "" } else { "; --report says why not the others" };
     let _ = writeln!(out, "{hint}");
-    for line in findings(measured, before.cost.macs.is_none()) {
+    for line in findings(measured, before.cost.macs.is_none(), n_factored) {
         let _ = writeln!(out, "{line}");
     }
     out
 }
 
 /// The sentences under the table.
-fn findings(measured: &Measured, are_macs_unknown: bool) -> Vec<String> {
+fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> Vec<String> {
     let mut lines = Vec::new();
     if are_macs_unknown {
         lines
@@ -319,10 +321,13 @@ fn findings(measured: &Measured, are_macs_unknown: bool) -> Vec<String> {
         ));
     }
     if let Some(worst) = measured.outputs.iter().max_by(|a, b| a.max_rel.total_cmp(&b.max_rel)) {
-        lines.push(format!(
-            "output {:?} is at most {:.1e} off, relative to its scale",
-            worst.name, worst.max_rel
-        ));
+        lines.push(match worst.max_rel {
+            0.0 => "all outputs are exactly equal".to_owned(),
+            rel => format!(
+                "output {:?} is at most {rel:.1e} off, relative to its scale, on {} of the inputs",
+                worst.name, measured.n_compared
+            ),
+        });
     }
     if !measured.inputs.is_empty() {
         lines.push(format!("measured on {}, with {}", measured.inputs, measured.engine));
@@ -351,6 +356,7 @@ fn findings(measured: &Measured, are_macs_unknown: bool) -> Vec<String> {
                 .to_owned(),
         ),
         Some(_) => {}
+        None if n_factored == 0 => {}
         None => lines.push("lower --energy makes it smaller and costs accuracy: measure it with --data".to_owned()),
     }
     lines

@@ -36,6 +36,10 @@ pub(crate) struct Cost {
     pub macs: Option<u64>,
     /// The same for convolutions alone.
     pub conv_macs: Option<u64>,
+    /// Elements of constants of 8-bit integer types: quantised weights.
+    pub n_quantised: u64,
+    /// `Gemm`s whose weight is not a constant, so that their multiply-adds are in no sum.
+    pub n_uncounted: usize,
     /// Number of nodes, constants and inputs left out.
     pub n_nodes: usize,
     /// The layers, in the order in which they run.
@@ -53,7 +57,13 @@ pub(crate) fn of(graph: &Graph) -> Cost {
             cost.params = cost.params.saturating_add(n as u64);
             cost.param_bytes = cost.param_bytes.saturating_add(dtype.n_bytes(n).unwrap_or(usize::MAX) as u64);
         }
+        if let Op::Constant(t) = &node.op
+            && matches!(t.dtype(), DType::I8 | DType::U8)
+        {
+            cost.n_quantised = cost.n_quantised.saturating_add(t.len() as u64);
+        }
         cost.n_nodes += usize::from(!node.op.is_source());
+        cost.n_uncounted += usize::from(matches!(node.op, Op::Gemm(_)) && layer(graph, id).is_none());
         if let Some(layer) = layer(graph, id) {
             cost.macs = add(cost.macs, layer.macs);
             if layer.is_conv {
@@ -131,8 +141,8 @@ fn pin(graph: &mut Graph, dims: &[(String, usize)]) {
             if dim.known().is_some() {
                 continue;
             }
-            let key = dim.name().map_or_else(|| format!("{name}:{axis}"), str::to_owned);
-            match dims.iter().find(|(d, _)| *d == key) {
+            let place = format!("{name}:{axis}");
+            match dims.iter().find(|(d, _)| *d == place || Some(d.as_str()) == dim.name()) {
                 Some((_, n)) => *dim = Dim::Known(*n),
                 None if axis == 0 => *dim = Dim::Known(1),
                 None => {}

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Images per run where neither the user nor the model says.
-const BATCH: usize = 32;
+const BATCH: usize = 1;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -110,6 +110,14 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     })?;
     if !eval.complete {
         return Ok(ExitCode::from(INTERRUPTED));
+    }
+    if let Some(offset) = eval.better_label_offset
+        && !globals.quiet
+    {
+        eprintln!(
+            "warning: {}: with --label-offset {offset} most images would be right; is class 0 of the network a background class?",
+            source.name()
+        );
     }
     // Twice the share that guessing gets is what a wrong normalisation looks like.
     if eval.n >= 50 && eval.top1 * (eval.n_classes as f64) < 2.0 && !globals.quiet {

@@ -122,7 +122,7 @@ struct Factored {
 
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Network { file, graph, source } = network::read(&args.model)?;
-    check_dims(&file, &graph, &args.dims)?;
+    network::check_dims(&file, &graph, &args.dims)?;
     let cost = cost::of_pinned(&graph, &args.dims);
     let progress = Progress::new("decomposing", globals.quiet);
     interrupted();
@@ -171,26 +171,6 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     Ok(if report.complete { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
 }
 
-/// A pin that names nothing is a spelling mistake.
-fn check_dims(file: &str, graph: &Graph, dims: &[(String, usize)]) -> anyhow::Result<()> {
-    let mut open = Vec::new();
-    for &id in graph.inputs() {
-        let value = graph.value(basisopt_ir::ValueId::of(id));
-        for (axis, dim) in value.ty.shape.iter().flatten().enumerate() {
-            if dim.known().is_none() {
-                open.push(dim.name().map_or_else(|| format!("{}:{axis}", value.name), str::to_owned));
-            }
-        }
-    }
-    match dims.iter().find(|(name, _)| !open.contains(name)) {
-        None => Ok(()),
-        Some((name, _)) if open.is_empty() => {
-            Err(anyhow!("{file}: --dim {name}=…: all sizes of its inputs are fixed"))
-        }
-        Some((name, _)) => Err(anyhow!("{file}: --dim {name}=…: its open sizes are {}", open.join(", "))),
-    }
-}
-
 /// Counts the nodes with such operators.
 fn operators(graph: &Graph, counted: fn(&Op) -> bool) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
@@ -221,14 +201,6 @@ fn factored(cost: &Cost, layers: &[LayerReport]) -> Factored {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn open_sizes_are_offered_where_a_pin_names_none() {
-        let graph: Graph = "graph @g(%x: f32[N,3,H,W]) -> (%y) {\n  %y = Relu(%x)\n}\n".parse().unwrap();
-        let pin = |name: &str| check_dims("m.onnx", &graph, &[(name.to_owned(), 8)]);
-        assert!(pin("H").is_ok());
-        assert!(pin("h").unwrap_err().to_string().ends_with("its open sizes are N, H, W"));
-    }
 
     #[test]
     fn what_gains_is_added_up() {

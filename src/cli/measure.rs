@@ -10,7 +10,7 @@ use basisopt_runtime::{
 use serde::Serialize;
 
 /// Images per run where neither the user nor the model says.
-const BATCH: usize = 32;
+const BATCH: usize = 1;
 /// Inputs that outputs are compared on, where there is data and where there is none.
 const COMPARED: usize = 64;
 const RANDOM: usize = 16;
@@ -26,6 +26,8 @@ pub(crate) struct Measured {
     pub inputs: String,
     pub accuracy: Option<Accuracy>,
     pub agreement: Option<Agreement>,
+    /// How many inputs the outputs were compared on.
+    pub n_compared: usize,
     /// One per output.
     pub outputs: Vec<OutputDiff>,
     /// Before and after.
@@ -91,6 +93,7 @@ pub(crate) fn measure(
             measured.outputs = compare(&mut before, &mut after, inputs, &mut |n| {
                 progress.update(n * batch, RANDOM, "inputs");
             })?;
+            measured.n_compared = RANDOM.div_ceil(batch) * batch;
             let share = measured.outputs.iter().find_map(|o| o.top1_agreement);
             measured.agreement = share.map(|share| Agreement { n: RANDOM.div_ceil(batch) * batch, share });
         }
@@ -140,6 +143,7 @@ fn on_data(
         let batches = dataset.batches(preprocess, input)?.take(COMPARED.div_ceil(batch));
         let batches = batches.map(|b| Ok(vec![b?.inputs])).take_while(|_| !interrupted());
         measured.outputs = compare(before, after, batches, &mut |_| {})?;
+        measured.n_compared = (COMPARED.div_ceil(batch) * batch).min(n);
     }
     // Only outputs that look like class scores can agree on a class.
     if measured.outputs.iter().any(|o| o.top1_agreement.is_some()) {

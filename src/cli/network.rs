@@ -2,9 +2,8 @@
 
 use anyhow::{Context as _, anyhow};
 use basisopt_ir::{Graph, infer, parse};
-use basisopt_onnx::{Model, export_new};
+use basisopt_onnx::{Model, export_new, read_stream};
 use basisopt_runtime::{LoadOptions, RuntimeError, Session, Source};
-use std::io::Read as _;
 use std::path::Path;
 
 /// How a network is run.
@@ -148,8 +147,7 @@ enum Content {
 /// Looks at a path: text is told by its ending, or in a pipe by its first word.
 fn content(path: &Path) -> anyhow::Result<Content> {
     if path == Path::new("-") {
-        let mut bytes = Vec::new();
-        std::io::stdin().lock().read_to_end(&mut bytes).context("cannot read stdin")?;
+        let bytes = read_stream(std::io::stdin().lock()).context("cannot read stdin")?;
         return streamed(path, bytes);
     }
     let kind = std::fs::metadata(path).map(|m| m.file_type());
@@ -158,7 +156,8 @@ fn content(path: &Path) -> anyhow::Result<Content> {
     }
     // A pipe, as from `diff m.onnx <(basisopt print m.onnx)`: it can be read once and not mapped.
     if kind.is_ok_and(|k| !k.is_file()) {
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes = std::fs::File::open(path).and_then(read_stream);
+        let bytes = bytes.with_context(|| format!("cannot read {}", path.display()))?;
         return streamed(path, bytes);
     }
     if path.extension().is_some_and(|e| e == "bir") {
@@ -184,6 +183,30 @@ fn name_of(path: &Path) -> String {
     if path == Path::new("-") { "<stdin>".to_owned() } else { path.display().to_string() }
 }
 
+/// A pin that names no open size, by its name or as `INPUT:AXIS`, is a spelling mistake.
+///
+/// # Errors
+/// Naming the sizes that are open.
+pub(crate) fn check_dims(file: &str, graph: &Graph, dims: &[(String, usize)]) -> anyhow::Result<()> {
+    let (mut open, mut places) = (Vec::new(), Vec::new());
+    for &id in graph.inputs() {
+        let value = graph.value(basisopt_ir::ValueId::of(id));
+        for (axis, dim) in value.ty.shape.iter().flatten().enumerate() {
+            if dim.known().is_none() {
+                places.push(format!("{}:{axis}", value.name));
+                open.push(dim.name().map_or_else(|| format!("{}:{axis}", value.name), str::to_owned));
+            }
+        }
+    }
+    match dims.iter().find(|(name, _)| !open.contains(name) && !places.contains(name)) {
+        None => Ok(()),
+        Some((name, _)) if open.is_empty() => {
+            Err(anyhow!("{file}: --dim {name}=…: all sizes of its inputs are fixed"))
+        }
+        Some((name, _)) => Err(anyhow!("{file}: --dim {name}=…: its open sizes are {}", open.join(", "))),
+    }
+}
+
 /// What to do about files of other frameworks.
 fn with_remedy(path: &Path, error: anyhow::Error) -> anyhow::Error {
     let remedy = match path.extension().and_then(|e| e.to_str()) {
@@ -204,5 +227,13 @@ mod tests {
         assert_eq!(parse_dim("H=224"), Ok(("H".to_owned(), 224)));
         assert_eq!(parse_dim("x:2=5"), Ok(("x:2".to_owned(), 5)));
         assert!(parse_dim("H").is_err() && parse_dim("H=0").is_err() && parse_dim("H=x").is_err());
+    }
+
+    #[test]
+    fn open_sizes_are_offered_where_a_pin_names_none() {
+        let graph: Graph = "graph @g(%x: f32[N,3,H,W]) -> (%y) {\n  %y = Relu(%x)\n}\n".parse().unwrap();
+        let pin = |name: &str| check_dims("m.onnx", &graph, &[(name.to_owned(), 8)]);
+        assert!(pin("H").is_ok() && pin("x:2").is_ok() && pin("x:1").is_err());
+        assert!(pin("h").unwrap_err().to_string().ends_with("its open sizes are N, H, W"));
     }
 }

@@ -139,6 +139,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut model = network::model(&args.model)?;
     let file = model.source().file().to_owned();
     work::import_notes(&mut model, globals.quiet);
+    network::check_dims(model.source().file(), &model.graph, &args.check.dims)?;
+    if !pipeline.items.is_empty() {
+        work::refuse_non_finite(&model)?;
+    }
     let before =
         Size { cost: cost::of_pinned(&model.graph, &args.check.dims), file_bytes: model.source().n_bytes() };
 

@@ -1,6 +1,6 @@
 //! Progress on stderr for what takes over a second, and Ctrl-C.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,7 +47,7 @@ impl Progress {
         let mut bar = self.bar.borrow_mut();
         let bar = bar.get_or_insert_with(|| {
             let template = if total > 0 {
-                "{prefix} {bar:24} {pos}/{len} {eta:>4} left  {wide_msg}"
+                "{prefix} {bar:24} {pos}/{len}  {wide_msg}"
             } else {
                 "{prefix} {spinner} {pos}  {wide_msg}"
             };
@@ -56,10 +56,15 @@ impl Progress {
             let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
             bar.set_style(style);
             bar.set_prefix(self.what.clone());
-            // What was done before the bar appeared counts for the estimate.
-            bar.with_elapsed(self.started.elapsed())
+            bar
         });
-        bar.set_message(item.to_owned());
+        // By the average so far: the units of a task take much the same time each.
+        let left =
+            (done > 0 && total > done).then(|| self.started.elapsed() * (total - done) as u32 / done as u32);
+        bar.set_message(match left {
+            Some(left) => format!("{} left  {item}", HumanDuration(left)),
+            None => item.to_owned(),
+        });
         bar.set_position(done as u64);
     }
 }

@@ -59,6 +59,7 @@ impl<'a> Watcher<'a> {
             Outcome::Changed { rewrites } => count(rewrites, "rewrite"),
         };
         let check = match (&report.check, report.fidelity) {
+            (Check::Compared(d), _) if d.relative == 0.0 => "outputs exactly equal".to_owned(),
             (Check::Compared(d), Fidelity::Exact) => format!("outputs equal to {:.1e}", d.relative),
             (Check::Compared(d), _) => format!("outputs moved by {:.1e} (relative)", d.relative),
             (Check::Impossible(_), _) if self.is_told => "check skipped".to_owned(),

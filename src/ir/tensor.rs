@@ -260,6 +260,26 @@ impl Tensor {
         })
     }
 
+    /// Whether no element is NaN or infinite; true for what is no float, and where the values are not
+    /// there to look at. Copies nothing.
+    pub fn is_finite(&self) -> bool {
+        // The exponent of what is not finite is all ones.
+        fn finite<const N: usize>(bytes: &[u8], exponent: [u8; N]) -> bool {
+            !chunks::<N>(bytes).any(|c| c.iter().zip(&exponent).all(|(b, e)| b & e == *e))
+        }
+        let bytes = match &self.data {
+            Data::Bytes(bytes) | Data::Splat(bytes) => bytes,
+            Data::Generated(_) | Data::Elided { .. } => return true,
+        };
+        match self.dtype {
+            DType::F32 => finite(bytes, [0, 0, 0x80, 0x7f]),
+            DType::F64 => finite(bytes, [0, 0, 0, 0, 0, 0, 0xf0, 0x7f]),
+            DType::F16 => finite(bytes, [0, 0x7c]),
+            DType::BF16 => finite(bytes, [0x80, 0x7f]),
+            _ => true,
+        }
+    }
+
     /// Euclidean norm of the elements; `None` where they cannot be read as numbers.
     pub fn norm(&self) -> Option<f64> {
         match &self.data {
@@ -350,6 +370,18 @@ mod tests {
                 assert!((v[0] * v[i * 4 + j] - v[j] * v[i * 4]).abs() < 1e-12);
             }
         }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_seen_in_every_type() {
+        for dtype in [DType::F32, DType::F64, DType::F16, DType::BF16] {
+            for (value, finite) in [(1.5, true), (-0.0, true), (f64::NAN, false), (f64::NEG_INFINITY, false)]
+            {
+                let t = Tensor::from_f64s(dtype, vec![3], &[1.0, value, 2.0]).unwrap();
+                assert_eq!(t.is_finite(), finite, "{dtype} {value}");
+            }
+        }
+        assert!(Tensor::from_f64s(DType::F16, vec![1], &[65504.0]).unwrap().is_finite());
     }
 
     #[test]

@@ -147,9 +147,22 @@ pub(crate) fn map(path: &Path) -> std::io::Result<Bytes> {
     if metadata.is_dir() {
         return Err(std::io::Error::from(std::io::ErrorKind::IsADirectory));
     }
+    read_stream(&mut file).map(Bytes::from)
+}
+
+/// Everything that comes from a stream, up to the most that a protobuf can hold: some streams never
+/// end.
+///
+/// # Errors
+/// If more comes, or what [`Read::read_to_end`](std::io::Read::read_to_end) fails with.
+pub fn read_stream(from: impl std::io::Read) -> std::io::Result<Vec<u8>> {
+    const MOST: u64 = (1 << 31) - 1;
     let mut bytes = Vec::new();
-    std::io::Read::read_to_end(&mut file, &mut bytes)?;
-    Ok(bytes.into())
+    std::io::Read::read_to_end(&mut from.take(MOST + 1), &mut bytes)?;
+    if bytes.len() as u64 > MOST {
+        return Err(std::io::Error::other("the stream does not end where a model must, after 2 GiB"));
+    }
+    Ok(bytes)
 }
 
 /// The kinds of messages in which a tensor can lie.

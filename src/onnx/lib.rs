@@ -43,6 +43,7 @@ mod write;
 
 pub use error::{OnnxError, Problem};
 pub use export::Encoded;
+pub use external::read_stream;
 pub use fresh::export_new;
 pub use inline::inline_functions;
 pub use source::Source;
@@ -99,9 +100,9 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::read`].
-    pub fn from_reader(name: impl Into<String>, mut from: impl Read) -> Result<Self, OnnxError> {
-        let (name, mut bytes) = (name.into(), Vec::new());
-        from.read_to_end(&mut bytes).map_err(|e| Problem::io("read", &name)(e).within(""))?;
+    pub fn from_reader(name: impl Into<String>, from: impl Read) -> Result<Self, OnnxError> {
+        let name = name.into();
+        let bytes = read_stream(from).map_err(|e| Problem::io("read", &name)(e).within(""))?;
         Self::import(name, None, None, bytes.into())
     }
 

@@ -134,8 +134,8 @@ fn temporary(pieces: &[Bytes], folder: &Path, target: &Path) -> Result<NamedTemp
     Ok(file)
 }
 
-/// Names of the data files beside the output. In another folder they keep theirs. In the folder of
-/// the input they are named after the output: `m.onnx` with `m.data` becomes `out.onnx` with
+/// Names of the data files beside the output. In another folder they keep theirs, unless a file of
+/// that name is there already. Then, and in the folder of the input, they are named after the output: `m.onnx` with `m.data` becomes `out.onnx` with
 /// `out.data`.
 fn data_names(s: &Inner, path: &Path, folder: &Path) -> BTreeMap<String, String> {
     let here = folder.canonicalize().ok();
@@ -143,11 +143,14 @@ fn data_names(s: &Inner, path: &Path, folder: &Path) -> BTreeMap<String, String>
     let stem_of = |p: &Path| p.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let old_stem = s.path.as_deref().map(stem_of).unwrap_or_default();
     let new_stem = stem_of(path);
+    let ours = locations_in(path);
     let mut taken = BTreeSet::new();
     let mut names = BTreeMap::new();
     for location in s.data.files.keys() {
         let mut name = location.clone();
-        if here.is_some() && here == there {
+        // A name that another model's data has here is left to it.
+        let taken_here = !ours.contains(location) && folder.join(location).exists();
+        if taken_here || (here.is_some() && here == there) {
             name = derived(location, &old_stem, &new_stem);
             let mut n = 1;
             while !taken.insert(name.clone()) {
@@ -178,7 +181,9 @@ fn derived(location: &str, old_stem: &str, new_stem: &str) -> String {
 /// The data files that the model at a path names, if there is one.
 fn locations_in(path: &Path) -> BTreeSet<String> {
     let mut locations = BTreeSet::new();
-    if let Ok(bytes) = crate::external::map(path)
+    // A device has no end to read to.
+    if path.is_file()
+        && let Ok(bytes) = crate::external::map(path)
         && let Ok((_, graph)) = skeleton(bytes)
     {
         let mut note = |_: &crate::tensor::RawTensor, data: &crate::external::DataRef| {

@@ -34,6 +34,13 @@ pub enum RuntimeError {
     #[allow(missing_docs, reason = "the fields say what they are")]
     UnpinnedDim { model: String, input: String, axis: usize, symbol: String },
 
+    /// The inputs alone would take more memory than there can be.
+    #[error(
+        "{model}: input `{input}` of shape {shape:?} does not fit in memory ({limit} bytes are allowed for inputs); use a smaller --batch or --dim"
+    )]
+    #[allow(missing_docs, reason = "the fields say what they are")]
+    InputTooLarge { model: String, input: String, shape: Vec<usize>, limit: u64 },
+
     /// A pin names no unknown size of the model.
     #[error("{model}: --dim {symbol}=… names no unknown size of the inputs; {remedy}")]
     #[allow(missing_docs, reason = "the fields say what they are")]

@@ -18,6 +18,9 @@ pub struct EvalReport {
     pub top1: f64,
     /// Share of images whose class was among the first five; for networks with more than five classes.
     pub top5: Option<f64>,
+    /// The label offset with which more than twice as many images, and more than half, would be right:
+    /// most likely the one that is meant.
+    pub better_label_offset: Option<i64>,
     /// Classes the network tells apart.
     pub n_classes: usize,
     /// The output the classes were read from.
@@ -75,6 +78,8 @@ pub fn evaluate(
         return Err(RuntimeError::data(dataset.path(), reason));
     }
     let (mut n, mut n_correct, mut n_top5) = (0, 0, 0);
+    // Hits one class below and one above: networks with a background class are off by one.
+    let mut shifted = [(-1i64, 0usize), (1, 0)];
     let mut time = Duration::ZERO;
     let mut found = None;
     let mut complete = true;
@@ -108,6 +113,10 @@ pub fn evaluate(
             n += 1;
             n_correct += usize::from(rank == Some(0));
             n_top5 += usize::from(rank.is_some_and(|r| r < 5));
+            for (shift, hits) in &mut shifted {
+                let neighbour = class.checked_add_signed(*shift as isize);
+                *hits += usize::from(neighbour.and_then(|c| rank_of(row, c)) == Some(0));
+            }
         }
         found = Some((scores.n_classes, scores.output));
         progress(n);
@@ -122,6 +131,10 @@ pub fn evaluate(
         n_correct,
         top1: share(n_correct),
         top5: (n_classes > 5).then(|| share(n_top5)),
+        better_label_offset: shifted
+            .into_iter()
+            .find(|&(_, hits)| hits > 2 * n_correct && 2 * hits > n)
+            .map(|(shift, _)| preprocess.label_offset + shift),
         n_classes,
         output,
         seconds,

@@ -36,10 +36,21 @@ fn reset_peak() -> Option<()> {
     if cfg!(target_os = "linux") { std::fs::write("/proc/self/clear_refs", "5").ok() } else { None }
 }
 
+/// Bytes that inputs may take: half of the machine's memory, or 8 GiB where that is not known. What a
+/// network makes of its inputs takes memory too.
+pub(crate) fn input_limit() -> u64 {
+    field("/proc/meminfo", "MemTotal:").map_or(8 << 30, |total| total / 2)
+}
+
 /// A field of `/proc/self/status`, in bytes.
-fn status(field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|l| l.strip_prefix(field))?;
+fn status(name: &str) -> Option<u64> {
+    field("/proc/self/status", name)
+}
+
+/// A field in kB of one of the kernel's tables, in bytes.
+fn field(table: &str, name: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(table).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kib.checked_mul(1024)
 }

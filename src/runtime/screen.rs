@@ -6,8 +6,9 @@
 //! then numbers from the first line of tract's inference, and its code for known shapes is better.
 
 use crate::session::{InputInfo, LoadOptions};
-use crate::{ENGINE, RuntimeError};
+use crate::{ENGINE, RuntimeError, memory};
 use basisopt_ir::DType;
+use basisopt_ir::tensor::n_elements;
 use std::collections::{BTreeMap, BTreeSet};
 use tract_onnx::pb;
 use tract_onnx::pb::tensor_shape_proto::{Dimension, dimension};
@@ -120,6 +121,12 @@ pub(crate) fn pin_inputs(
         let input = info.name.clone();
         for (axis, dim) in dims(info).iter_mut().enumerate() {
             let Some(symbol) = unknown_size(&input, axis, dim) else { continue };
+            // A size that has a name may be pinned by its place as well.
+            let place = format!("{input}:{axis}");
+            if let Some(&size) = pins.get(&place).filter(|_| place != symbol) {
+                unused.remove(&place);
+                pins.entry(symbol.clone()).or_insert(size);
+            }
             if axis == 0 && !pins.contains_key(&symbol) {
                 batch_symbols.insert(symbol.clone());
             }
@@ -190,7 +197,28 @@ pub(crate) fn pin_inputs(
     {
         return Err(RuntimeError::FixedBatch { model: model.to_owned(), found, asked });
     }
+    check_size(model, &inputs)?;
     Ok(inputs)
+}
+
+/// Refuses inputs that no memory could hold: a file of a few bytes, or a slip in `--batch`, can ask for
+/// them.
+fn check_size(model: &str, inputs: &[InputInfo]) -> Result<(), RuntimeError> {
+    let limit = memory::input_limit();
+    let mut total: u64 = 0;
+    for input in inputs {
+        let n_bytes = n_elements(&input.shape).and_then(|n| input.dtype.n_bytes(n));
+        let sum = n_bytes.and_then(|n| total.checked_add(n as u64)).filter(|&sum| sum <= limit);
+        let too_large = || RuntimeError::InputTooLarge {
+            model: model.to_owned(),
+            input: input.name.clone(),
+            shape: input.shape.clone(),
+            limit,
+        };
+        // Strings have no size of their own.
+        total = if input.dtype == DType::String { total } else { sum.ok_or_else(too_large)? };
+    }
+    Ok(())
 }
 
 fn dims(info: &mut pb::ValueInfoProto) -> &mut [Dimension] {

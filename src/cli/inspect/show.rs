@@ -3,6 +3,7 @@
 use super::layers::LayerReport;
 use super::{Factored, Report};
 use crate::table::{render, shorten, si, table};
+use crate::work::count;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -27,12 +28,21 @@ pub(super) fn text(report: &Report) -> String {
     }
     let cost = &report.cost;
     let macs = cost.macs.map_or("an unknown number of".to_owned(), |n| si(n as f64));
+    let float = if cost.n_quantised > 0 { "float parameters" } else { "parameters" };
+    let least = if cost.n_uncounted > 0 && cost.macs.is_some() { "at least " } else { "" };
     let _ = writeln!(
         out,
-        "{} parameters ({}), {macs} multiply-adds per image",
+        "{} {float} ({}), {least}{macs} multiply-adds per image",
         si(cost.params as f64),
         bytes(cost.param_bytes)
     );
+    if cost.n_quantised > 0 {
+        let _ = writeln!(out, "{} 8-bit values beside them: quantised weights", si(cost.n_quantised as f64));
+    }
+    if cost.n_uncounted > 0 {
+        let layers = count(cost.n_uncounted, "linear layer");
+        let _ = writeln!(out, "not counted: {layers} with a computed weight");
+    }
     if let Some(pipeline) = report.metadata.get(basisopt_passes::PIPELINE_KEY) {
         let _ = writeln!(out, "made by basisopt with {pipeline}");
     }

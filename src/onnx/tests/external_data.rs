@@ -103,6 +103,12 @@ fn a_strangers_data_file_is_not_replaced() {
     assert!(matches!(error.problem(), Problem::Overwrite { .. }), "{error}");
     assert_eq!(fs::read(out.path().join("m.data")).unwrap(), b"precious");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1, "nothing else is left behind");
+    // Under another name there is room for both.
+    let other = out.path().join("other.onnx");
+    Model::read(dir.path().join("m.onnx")).unwrap().write(&other).unwrap();
+    assert_eq!(fs::read(out.path().join("m.data")).unwrap(), b"precious");
+    assert!(out.path().join("other.data").exists());
+    assert_eq!(values(&Model::read(&other).unwrap(), "v"), vec![3.0, 4.0]);
 }
 
 #[test]

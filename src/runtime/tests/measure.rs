@@ -68,6 +68,11 @@ fn a_background_class_shifts_the_labels() {
     assert_eq!((report.n, report.n_correct, report.n_classes), (4, 3, 6));
     // The wrong image scores 0 for its class 4, behind the red one and ahead of no more than four others.
     assert_eq!(report.top5, Some(1.0));
+    assert_eq!(report.better_label_offset, None);
+    // One too few: only the wrong image is right by accident, and what would be right is said.
+    let near = Preprocess { label_offset: 2, ..Preprocess::default() };
+    let report = evaluate(&mut classifier(2, 3), &dataset, &near, None, &mut |_| {}, &|| true).unwrap();
+    assert_eq!((report.n_correct, report.better_label_offset), (1, Some(3)));
 
     let far = Preprocess { label_offset: 4, ..Preprocess::default() };
     let error = evaluate(&mut classifier(2, 3), &dataset, &far, None, &mut |_| {}, &|| true).unwrap_err();
