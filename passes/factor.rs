@@ -135,27 +135,11 @@ fn by_gram(tall: &Mat<f64>) -> Option<Parts> {
         1.0,
         Par::Seq,
     );
-    let mut eigenvalues = Diag::<f64>::zeros(size);
-    let mut vectors = Mat::<f64>::zeros(size, size);
-    let scratch =
-        self_adjoint_evd_scratch::<f64>(size, ComputeEigenvectors::Yes, Par::Seq, Default::default());
-    let mut buffer = MemBuffer::try_new(scratch).ok()?;
-    self_adjoint_evd(
-        gram.as_ref(),
-        eigenvalues.as_mut(),
-        Some(vectors.as_mut()),
-        Par::Seq,
-        MemStack::new(&mut buffer),
-        Default::default(),
-    )
-    .ok()?;
-    // In ascending order; ours is descending.
-    let lambda: Vec<f64> = eigenvalues.column_vector().iter().rev().copied().collect();
+    let (lambda, right) = eigen(&gram).ok()?;
     let (largest, smallest) = (*lambda.first()?, *lambda.last()?);
     if !(largest.is_finite() && smallest > GRAM_CONDITION * largest) {
         return None;
     }
-    let right = vectors.reverse_cols().to_owned();
     let singular_values: Vec<f64> = lambda.iter().map(|l| l.sqrt()).collect();
     let mut left = Mat::<f64>::zeros(n_rows, size);
     matmul(left.as_mut(), Accum::Replace, tall.as_ref(), right.as_ref(), 1.0, Par::Seq);
@@ -163,6 +147,35 @@ fn by_gram(tall: &Mat<f64>) -> Option<Parts> {
         left.col_as_slice_mut(j).iter_mut().for_each(|v| *v /= s);
     }
     Some((left, right, singular_values))
+}
+
+/// Eigenvalues of a symmetric matrix, largest first, and its eigenvectors, one per column. Only the
+/// lower triangle is read.
+///
+/// # Errors
+/// [`NoConvergence`], also for values that are not finite.
+pub(crate) fn eigen(matrix: &Mat<f64>) -> Result<(Vec<f64>, Mat<f64>), NoConvergence> {
+    let size = matrix.nrows();
+    let mut eigenvalues = Diag::<f64>::zeros(size);
+    let mut vectors = Mat::<f64>::zeros(size, size);
+    let scratch =
+        self_adjoint_evd_scratch::<f64>(size, ComputeEigenvectors::Yes, Par::Seq, Default::default());
+    let mut buffer = MemBuffer::try_new(scratch).map_err(|_| NoConvergence)?;
+    self_adjoint_evd(
+        matrix.as_ref(),
+        eigenvalues.as_mut(),
+        Some(vectors.as_mut()),
+        Par::Seq,
+        MemStack::new(&mut buffer),
+        Default::default(),
+    )
+    .map_err(|_| NoConvergence)?;
+    // faer's order is ascending.
+    let values: Vec<f64> = eigenvalues.column_vector().iter().rev().copied().collect();
+    if values.iter().any(|v| !v.is_finite()) {
+        return Err(NoConvergence);
+    }
+    Ok((values, vectors.reverse_cols().to_owned()))
 }
 
 /// Singular values only, largest first: several times cheaper than [`decompose`].

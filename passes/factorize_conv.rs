@@ -52,6 +52,7 @@
 //! After `fold-batch-norm`, so that the scale of every filter counts in its energy; the paper itself
 //! decomposes unfolded weights.
 
+use crate::calibrate::bias::shifted;
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo, tensor_error};
 use crate::layer::{Layer, LayerKind, transpose};
 use crate::plan::{self, Plan, Selection, note};
@@ -77,8 +78,17 @@ impl Pass for FactorizeConv {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Outcome, PassError> {
-        plan::run(graph, cx, &self.0, Layer::conv, build)
+        factorize(graph, cx, &self.0)
     }
+}
+
+/// What the pass does.
+pub(crate) fn factorize(
+    graph: &mut Graph,
+    cx: &mut PassContext<'_>,
+    selection: &Selection,
+) -> Result<Outcome, PassError> {
+    plan::run(graph, cx, selection, Layer::conv, build)
 }
 
 fn build(graph: &Graph, layers: &[Layer], plan: &Plan) -> Result<Rewrite, PassError> {
@@ -92,7 +102,8 @@ fn build(graph: &Graph, layers: &[Layer], plan: &Plan) -> Result<Rewrite, PassEr
     for layer in layers {
         let node = graph.node(layer.node);
         let slot = |i| graph.node_input(layer.node, i).map_or(Operand::Omitted, Operand::Existing);
-        let (x, bias) = (slot(0), slot(2));
+        let x = slot(0);
+        let bias = shifted(graph, &mut rewrite, layer, plan.bias_shift.as_deref())?;
         let with_bias = |x, w| if bias == Operand::Omitted { vec![x, w] } else { vec![x, w, bias] };
         let (basis_name, coefficients_name) =
             (format!("{}.basis", layer.label), format!("{}.coefficients", layer.label));

@@ -35,6 +35,7 @@
 //!
 //! Anywhere after `fold-constants`; the paper leaves linear layers whole, and so does `compress`.
 
+use crate::calibrate::bias::shifted;
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo, tensor_error};
 use crate::layer::{Layer, LayerKind, transpose};
 use crate::plan::{self, Plan, Selection, note};
@@ -60,8 +61,17 @@ impl Pass for FactorizeLinear {
     }
 
     fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Outcome, PassError> {
-        plan::run(graph, cx, &self.0, Layer::linear, build)
+        factorize(graph, cx, &self.0)
     }
+}
+
+/// What the pass does.
+pub(crate) fn factorize(
+    graph: &mut Graph,
+    cx: &mut PassContext<'_>,
+    selection: &Selection,
+) -> Result<Outcome, PassError> {
+    plan::run(graph, cx, selection, Layer::linear, build)
 }
 
 fn build(graph: &Graph, layers: &[Layer], plan: &Plan) -> Result<Rewrite, PassError> {
@@ -103,9 +113,11 @@ fn build(graph: &Graph, layers: &[Layer], plan: &Plan) -> Result<Rewrite, PassEr
                 let basis_op = Gemm { alpha: 1.0, beta: 1.0, transB: 1, broadcast, ..op.clone() };
                 let h = rewrite.node(first, basis_op, &[&[slot(0), basis], &no_bias[..]].concat());
                 note(&mut rewrite, layer, "basis");
-                let inputs = [h, coefficients, slot(2)];
-                let n = if slot(2) == Operand::Omitted { 2 } else { 3 };
-                rewrite.node(second, Gemm { transA: 0, transB: 1, ..op.clone() }, &inputs[..n])
+                let bias = shifted(graph, &mut rewrite, layer, plan.bias_shift.as_deref())?;
+                let inputs = [h, coefficients, bias];
+                let n = if bias == Operand::Omitted { 2 } else { 3 };
+                let op = Gemm { transA: 0, transB: 1, ..op.clone() };
+                rewrite.node(second, op, &inputs[..n])
             }
             _ => {
                 let (x, left) = (slot(0), layer.kind == LayerKind::MatMulLeft);

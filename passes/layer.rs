@@ -60,6 +60,18 @@ impl Layer {
     /// # Errors
     /// A [`Refusal`] that says what is in the way.
     pub fn conv(graph: &Graph, id: NodeId) -> Result<Option<Self>, Refusal> {
+        let Some(layer) = Self::any_conv(graph, id)? else { return Ok(None) };
+        if layer.groups > 1 && layer.n_rows == 1 {
+            return Err(Refusal::new("depthwise", "each group has a single filter, which is its own basis"));
+        }
+        if is_factor(graph, &layer) {
+            return Err(Refusal::new("already-factored", "it is one of a pair of factors already"));
+        }
+        Ok(Some(layer))
+    }
+
+    /// As [`Layer::conv`], whether it could be factored or not.
+    fn any_conv(graph: &Graph, id: NodeId) -> Result<Option<Self>, Refusal> {
         let (kind, group) = match &graph.node(id).op {
             Op::Conv(op) => (LayerKind::Conv, op.group),
             Op::ConvTranspose(op) => (LayerKind::ConvTranspose, op.group),
@@ -82,7 +94,7 @@ impl Layer {
             return Err(Refusal::new("empty", "the weight has no elements"));
         }
         let (n_rows, n_columns) = (first / groups, second * kernel.iter().product::<usize>());
-        let layer = Self {
+        Ok(Some(Self {
             node: id,
             label: graph.node(id).label().to_owned(),
             kind,
@@ -92,14 +104,7 @@ impl Layer {
             n_columns,
             kernel: kernel.to_vec(),
             dtype: tensor.dtype(),
-        };
-        if groups > 1 && n_rows == 1 {
-            return Err(Refusal::new("depthwise", "each group has a single filter, which is its own basis"));
-        }
-        if is_factor(graph, &layer) {
-            return Err(Refusal::new("already-factored", "it is one of a pair of factors already"));
-        }
-        Ok(Some(layer))
+        }))
     }
 
     /// The linear layer at this node, as [`Layer::conv`].
@@ -107,6 +112,28 @@ impl Layer {
     /// # Errors
     /// A [`Refusal`] that says what is in the way.
     pub fn linear(graph: &Graph, id: NodeId) -> Result<Option<Self>, Refusal> {
+        match Self::any_linear(graph, id)? {
+            Some(layer) if is_factor(graph, &layer) => {
+                Err(Refusal::new("already-factored", "it is one of a pair of factors already"))
+            }
+            layer => Ok(layer),
+        }
+    }
+
+    /// The layer at this node, whether it could be factored or not.
+    pub(crate) fn any(graph: &Graph, id: NodeId) -> Option<Self> {
+        let conv = Self::any_conv(graph, id).ok()?;
+        conv.or_else(|| Self::any_linear(graph, id).ok()?)
+    }
+
+    /// The same layer where its node is another one, in a part of the graph.
+    pub(crate) fn at(&self, graph: &Graph, node: NodeId) -> Option<Self> {
+        let slot = usize::from(self.kind != LayerKind::MatMulLeft);
+        Some(Self { node, weight: graph.node_input(node, slot)?, ..self.clone() })
+    }
+
+    /// As [`Layer::linear`], whether it could be factored or not.
+    fn any_linear(graph: &Graph, id: NodeId) -> Result<Option<Self>, Refusal> {
         let is_constant = |slot| graph.constant_input(id, slot).is_some();
         let (kind, slot) = match &graph.node(id).op {
             Op::Gemm(op) => (LayerKind::Gemm { transposed: op.transB != 0 }, 1),
@@ -125,7 +152,7 @@ impl Layer {
         if n_rows.min(n_columns) == 0 {
             return Err(Refusal::new("empty", "the weight has no elements"));
         }
-        let layer = Self {
+        Ok(Some(Self {
             node: id,
             label: graph.node(id).label().to_owned(),
             kind,
@@ -135,11 +162,12 @@ impl Layer {
             n_columns,
             kernel: vec![],
             dtype: tensor.dtype(),
-        };
-        if is_factor(graph, &layer) {
-            return Err(Refusal::new("already-factored", "it is one of a pair of factors already"));
-        }
-        Ok(Some(layer))
+        }))
+    }
+
+    /// The slot of the data, beside that of the weight.
+    pub(crate) fn data_slot(&self) -> usize {
+        usize::from(self.kind == LayerKind::MatMulLeft)
     }
 
     /// The largest rank there is: that of an exact factorisation.

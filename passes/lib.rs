@@ -17,6 +17,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod allocate_ranks;
+mod calibrate;
 mod constants;
 mod dead_code;
 mod eliminate_identity;
@@ -28,14 +30,17 @@ mod fold_constants;
 mod freeze_weights;
 mod merge_factors;
 
+pub mod cost;
 pub mod driver;
 pub mod factor;
 pub mod layer;
 mod plan;
 pub mod ranks;
 
+pub use allocate_ranks::{Limits, Quantity, Sensitivity, Survey, Surveyed, Target};
 pub use driver::bisect::{BisectError, Culprit, bisect};
-pub use driver::check::{Deviation, EXACT_TOLERANCE, Executor, ExecutorError, deviation};
+pub use driver::check::{Deviation, EXACT_TOLERANCE, Executor, ExecutorError, Program, deviation};
+pub use driver::data::{Calibration, Inputs, Judge, Samples};
 pub use driver::manager::{
     Check, Manager, ManagerError, NoObserver, Observer, PIPELINE_KEY, PassReport, Report,
 };
@@ -52,6 +57,7 @@ pub const BUILTIN: &[&PassInfo] = &[
     &fold_constants::INFO,
     &eliminate_identity::INFO,
     &fold_batch_norm::INFO,
+    &allocate_ranks::INFO,
     &factorize_conv::INFO,
     &factorize_linear::INFO,
     &merge_factors::INFO,

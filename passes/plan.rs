@@ -1,22 +1,50 @@
-//! From layers to factors: what both factorising passes do between finding a layer and rewriting
-//! it. Decompositions run in parallel over layers, each one sequential inside.
+//! From layers to factors: what both factorising passes do between finding a layer and rewriting it.
 
+mod report;
+mod weights;
+
+use crate::calibrate::sequential;
 use crate::driver::options::{Globs, OptionError, Options};
 use crate::driver::pass::{Outcome, PassContext, PassError};
 use crate::driver::remark::Refusal;
 use crate::factor::{self, Factors};
 use crate::layer::Layer;
-use crate::ranks::{RankRule, RankTable, break_even, energy_kept, energy_rank, round_up};
+use crate::ranks::{RankRule, RankTable, break_even, energy_rank, round_up};
 use basisopt_ir::{Graph, NodeId, Rewrite, Tensor};
-use rayon::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+
+pub(crate) use weights::{check_values, plan as plan_by_weights};
+
+/// What factors are made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// Weights alone.
+    Weights,
+    /// The principal components of the layer's output in the original network.
+    Output,
+    /// Regression of the original output on what the compressed prefix feeds the layer.
+    Sequential,
+}
+
+impl Method {
+    /// The name in options, reports and metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::Output => "output",
+            Self::Sequential => "sequential",
+        }
+    }
+}
 
 /// The options of a factorising pass, read.
 #[derive(Clone, Debug)]
-pub struct Selection {
-    /// How ranks are chosen.
-    pub rule: RankRule,
+pub(crate) struct Selection {
+    /// How ranks are chosen; `None` if the options do not say.
+    pub rule: Option<RankRule>,
+    /// What factors are made from; `None` for the best that the data allow.
+    pub method: Option<Method>,
+    /// Whether what stays whole is fitted again as well, where the method is sequential.
+    pub refit: bool,
     /// Ranks are rounded up to a multiple of this.
     pub multiple: usize,
     /// Whether layers whose factors cost as much as they do stay whole.
@@ -28,13 +56,31 @@ pub struct Selection {
 }
 
 impl Selection {
+    /// Ranks as allotted, everything else as it is by default.
+    pub fn allocated() -> Self {
+        Self {
+            rule: Some(RankRule::Allocated),
+            method: None,
+            refit: true,
+            multiple: 1,
+            guard: true,
+            include: None,
+            exclude: None,
+        }
+    }
+
     /// Reads the options that both factorising passes share.
     ///
     /// # Errors
     /// [`OptionError::Conflict`] if more than one rule for ranks is given.
     pub fn read(pass: &str, options: &Options) -> Result<Self, OptionError> {
+        let method = options.get("method").and_then(|name| {
+            [Method::Weights, Method::Output, Method::Sequential].into_iter().find(|m| m.name() == name)
+        });
         Ok(Self {
             rule: RankRule::from_options(pass, options)?,
+            method,
+            refit: options.switch("refit", true),
             multiple: options.int("multiple").unwrap_or(1),
             guard: options.switch("guard", true),
             include: options.globs("include"),
@@ -44,15 +90,16 @@ impl Selection {
 }
 
 /// The factors of a layer, and how good they are.
-#[derive(Clone, Debug)]
-pub struct Plan {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
     /// One per group.
     pub factors: Vec<Factors>,
     /// Basis vectors per group.
     pub rank: usize,
-    /// Share of the squared singular values kept, over all groups.
+    /// Share of the energy kept, over all groups: of the squared singular values of the weight, or of the
+    /// output's variance.
     pub energy: f64,
-    /// `Σ_{i>Q} s_i²` over all groups.
+    /// The energy that is lost, over all groups.
     pub discarded: f64,
     /// `‖H − w·F‖²` over all groups, from the factors as stored.
     pub squared_error: f64,
@@ -60,32 +107,67 @@ pub struct Plan {
     pub defect: f64,
     /// `‖H‖²` over all groups.
     pub squared_norm: f64,
+    /// What is added to the bias, one per output channel.
+    pub bias_shift: Option<Vec<f64>>,
+    /// How well the outputs are met.
+    pub fit: Option<FitQuality>,
 }
 
-/// Finds layers, decomposes their weights and lets `build` describe the replacement of each set
-/// that shares a weight.
-pub fn run(
+/// How factors that were fitted to data do on them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FitQuality {
+    /// What they were fitted by.
+    pub method: Method,
+    /// `E‖y − ŷ‖² / E‖y − ȳ‖²`, from the factors as stored.
+    pub error: f64,
+    /// The same on rows that ridge and weights did not see, where there are enough.
+    pub held_out: Option<f64>,
+    /// Rows that the moments were made of.
+    pub n_rows: usize,
+}
+
+impl Plan {
+    /// Fills in what is measured on the factors as stored; refuses those that do not fit their type.
+    pub fn measured(mut self, layer: &Layer, matrices: &[Vec<f64>]) -> Result<Self, Refusal> {
+        let shape = (layer.n_rows, layer.n_columns);
+        for (h, stored) in matrices.iter().zip(&self.factors) {
+            self.squared_norm += h.iter().map(|v| v * v).sum::<f64>();
+            self.squared_error += factor::squared_error(h, shape, stored);
+            self.defect =
+                self.defect.max(factor::orthonormality_defect(&stored.basis, self.rank, layer.n_columns));
+            if stored.coefficients.iter().chain(&stored.basis).any(|v| !v.is_finite()) {
+                let message = format!("its factors do not fit the type {}", layer.dtype);
+                return Err(Refusal::new("overflow", message));
+            }
+        }
+        Ok(self)
+    }
+}
+
+/// What a layer's plan came to.
+pub(crate) type Planned = Result<Result<Plan, Refusal>, PassError>;
+
+/// Describes the replacement of layers that share a weight.
+pub(crate) type Build = fn(&Graph, &[Layer], &Plan) -> Result<Rewrite, PassError>;
+
+/// Finds layers, factors them and lets `build` describe the replacement of each set that shares a weight.
+pub(crate) fn run(
     graph: &mut Graph,
     cx: &mut PassContext<'_>,
     selection: &Selection,
     find: fn(&Graph, NodeId) -> Result<Option<Layer>, Refusal>,
-    build: impl Fn(&Graph, &[Layer], &Plan) -> Result<Rewrite, PassError>,
+    build: Build,
 ) -> Result<Outcome, PassError> {
-    let table = match &selection.rule {
-        RankRule::File(path) => Some(RankTable::read(path, cx)?),
-        _ => None,
-    };
     check_include(graph, selection, find)?;
     let sets = find_layers(graph, cx, selection, find);
-    if let (Some(table), RankRule::File(path)) = (&table, &selection.rule) {
-        check_table(table, path, &sets)?;
-    }
-    let listed = |(i, set): (usize, &Set)| {
-        let labels = set.layers.iter().map(|l| l.label.as_str());
-        table.as_ref().map(|t| t.rank(i, labels))
+    let table = table(graph, cx, selection, &sets)?;
+    let choices: Vec<Choice<'_>> =
+        sets.iter().enumerate().map(|(i, set)| Choice::of(selection, table.as_ref(), i, set)).collect();
+    let method = method(cx, selection);
+    let (plans, refits) = match method {
+        Method::Weights => (weights::plan_all(graph, cx, &sets, &choices)?, vec![]),
+        _ => sequential::plan_all(graph, cx, method, selection, &sets, &choices, build)?,
     };
-    let ranks: Vec<_> = sets.iter().enumerate().map(listed).collect();
-    let plans = decompose_all(graph, cx, selection, &sets, &ranks)?;
     let mut n = 0;
     for (set, plan) in sets.iter().zip(plans) {
         let label = &set.layers[0].label;
@@ -101,10 +183,135 @@ pub fn run(
         }
         let rewrite = build(graph, &set.layers, &plan)?;
         rewrite.apply(graph).map_err(|source| PassError::Rewrite { node: label.clone(), source })?;
-        report(graph, cx, set, &plan);
+        report::factored(graph, cx, set, &plan);
         n += 1;
     }
+    for refit in refits {
+        if n == 0 || !cx.spend() {
+            break;
+        }
+        let node = refit.label.clone();
+        refit
+            .rewrite_at(graph, refit.node)?
+            .apply(graph)
+            .map_err(|source| PassError::Rewrite { node, source })?;
+        cx.applied(&refit.label, refit.code, refit.message.as_str(), &refit.values);
+        n += 1;
+    }
+    // An allocation is used up by the pass that follows it.
+    if matches!(selection.rule, None | Some(RankRule::Allocated)) {
+        sets.iter().flat_map(|s| &s.layers).for_each(|l| {
+            graph.metadata.shift_remove(&rank_key(&l.label));
+        });
+    }
     Ok(Outcome::of(n))
+}
+
+/// The metadata entry that holds the rank allotted to a layer.
+pub(crate) fn rank_key(label: &str) -> String {
+    format!("basisopt.rank.{label}")
+}
+
+/// The best method there are data for, with a remark if it is not what was asked for.
+fn method(cx: &mut PassContext<'_>, selection: &Selection) -> Method {
+    let possible = cx.calibration.is_some() && cx.executor.is_some();
+    match selection.method {
+        Some(Method::Weights) => Method::Weights,
+        Some(method) if possible => method,
+        None if possible => Method::Sequential,
+        asked => {
+            if asked.is_some() {
+                let message = "there are no data to calibrate on: factors come from the weights alone, which costs much more accuracy at the same size";
+                cx.note("", "no-data", message);
+            }
+            Method::Weights
+        }
+    }
+}
+
+/// The ranks from a file or from an allocation, if ranks come from one.
+fn table(
+    graph: &Graph,
+    cx: &PassContext<'_>,
+    selection: &Selection,
+    sets: &[Set],
+) -> Result<Option<RankTable>, PassError> {
+    let allotted = || RankTable::allotted(graph);
+    match &selection.rule {
+        Some(RankRule::File(path)) => {
+            let table = RankTable::read(path, cx)?;
+            check_table(&table, path, sets)?;
+            Ok(Some(table))
+        }
+        Some(RankRule::Allocated) => match allotted() {
+            Some(table) => Ok(Some(table)),
+            None => Err(PassError::Missing(
+                "ranks=allocated: no ranks were allotted; put allocate-ranks before this pass".to_owned(),
+            )),
+        },
+        None => Ok(allotted()),
+        _ => Ok(None),
+    }
+}
+
+/// How the rank of one set is chosen.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice<'a> {
+    selection: &'a Selection,
+    /// The rank that a table gives it; `Some(None)` if there is a table without it.
+    listed: Option<Option<usize>>,
+}
+
+impl<'a> Choice<'a> {
+    fn of(selection: &'a Selection, table: Option<&RankTable>, index: usize, set: &Set) -> Self {
+        let labels = set.layers.iter().map(|l| l.label.as_str());
+        Self { selection, listed: table.map(|t| t.rank(index, labels)) }
+    }
+
+    /// Refuses a layer that the table does not name.
+    pub fn is_listed(&self) -> Result<(), Refusal> {
+        match (self.listed, &self.selection.rule) {
+            (Some(None), Some(RankRule::File(_))) => {
+                Err(Refusal::new("not-listed", "the ranks file has no rank for it"))
+            }
+            (Some(None), _) => Err(Refusal::new("kept-whole", "the allocation of ranks keeps it whole")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The rank for a layer with these energies, largest first, one list per group.
+    pub fn rank(&self, layer: &Layer, energies: &[Vec<f64>]) -> Result<usize, Refusal> {
+        self.is_listed()?;
+        let full = layer.full_rank();
+        let rank = match (&self.selection.rule, self.listed) {
+            (_, Some(Some(rank))) => rank,
+            // Every group keeps the share; the groups of one convolution must have the same rank.
+            (Some(RankRule::Energy(t)), _) => most(energies, *t),
+            (Some(RankRule::Ratio(r)), _) => (r * full as f64).ceil() as usize,
+            (Some(RankRule::Fixed(n)), _) => *n,
+            _ => most(energies, RankRule::DEFAULT_ENERGY),
+        };
+        let rank = round_up(rank.clamp(1, full), self.selection.multiple, full);
+        let limit = break_even(layer.n_rows, layer.n_columns);
+        if self.selection.guard && rank * (layer.n_rows + layer.n_columns) >= layer.n_rows * layer.n_columns {
+            let message =
+                format!("rank {rank} of {full} would not save multiply-adds (break-even: {limit:.1})");
+            let refusal = Refusal::new("past-break-even", message).with("rank", rank as f64);
+            return Err(refusal.with("break_even", limit).with("full_rank", full as f64));
+        }
+        Ok(rank)
+    }
+}
+
+fn most(energies: &[Vec<f64>], t: f64) -> usize {
+    energies.iter().map(|e| energy_rank(e, t)).max().unwrap_or(1)
+}
+
+/// Layers that share one weight, and so share its factors.
+#[derive(Clone, Debug)]
+pub(crate) struct Set {
+    /// In topological order.
+    pub layers: Vec<Layer>,
 }
 
 /// A filter that matches no layer, factorable or not, is a slip of the pen.
@@ -122,12 +329,8 @@ fn check_include(
     Ok(())
 }
 
-/// Layers that share one weight, and so share its factors.
-struct Set {
-    layers: Vec<Layer>,
-}
-
-fn find_layers(
+/// All sets of layers that can be factored; the others get their remarks.
+pub(crate) fn find_layers(
     graph: &Graph,
     cx: &mut PassContext<'_>,
     selection: &Selection,
@@ -202,116 +405,8 @@ fn check_table(table: &RankTable, path: &str, sets: &[Set]) -> Result<(), PassEr
     }
 }
 
-type Planned = Result<Result<Plan, Refusal>, PassError>;
-
-/// Decomposes every set's weight, in parallel; results come back in order.
-fn decompose_all(
-    graph: &Graph,
-    cx: &PassContext<'_>,
-    selection: &Selection,
-    sets: &[Set],
-    ranks: &[Option<Option<usize>>],
-) -> Result<Vec<Planned>, PassError> {
-    let jobs: Vec<(usize, &Layer, Tensor, Option<Option<usize>>)> = sets
-        .iter()
-        .zip(ranks)
-        .enumerate()
-        .filter_map(|(i, (s, r))| Some((i, &s.layers[0], graph.constant_value(s.layers[0].weight)?, *r)))
-        .collect();
-    let mut plans: Vec<Option<Planned>> = std::iter::repeat_with(|| None).take(sets.len()).collect();
-    let stop = AtomicBool::new(false);
-    let (sender, receiver) = mpsc::channel();
-    // The host's progress and interruption belong to this thread, the work to rayon's.
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let sender = sender;
-            jobs.par_iter().for_each_with(sender, |sender, (i, layer, weight, rank)| {
-                if !stop.load(Ordering::Relaxed) {
-                    // A receiver that is gone has seen enough.
-                    let _ = sender.send((*i, plan(layer, weight, selection, *rank)));
-                }
-            });
-        });
-        let mut done = 0;
-        while let Ok((i, planned)) = receiver.recv() {
-            done += 1;
-            cx.host.progress(done, jobs.len(), &sets[i].layers[0].label);
-            plans[i] = Some(planned);
-            if cx.host.interrupted() {
-                stop.store(true, Ordering::Relaxed);
-            }
-        }
-    });
-    if stop.into_inner() {
-        return Err(PassError::Interrupted);
-    }
-    plans.into_iter().map(|p| p.ok_or(PassError::Interrupted)).collect()
-}
-
-/// Decomposes one layer and chooses its rank.
-fn plan(layer: &Layer, weight: &Tensor, selection: &Selection, listed: Option<Option<usize>>) -> Planned {
-    let tensor_error = |source| PassError::Tensor { node: layer.label.clone(), source };
-    let (n_rows, n_columns) = (layer.n_rows, layer.n_columns);
-    let matrices = layer.matrices(weight).map_err(tensor_error)?;
-    if matrices.iter().flatten().any(|v| !v.is_finite()) {
-        return Ok(Err(Refusal::new("non-finite-weight", "its weight contains NaN or infinity")));
-    }
-    if matrices.iter().flatten().all(|&v| v == 0.0) {
-        return Ok(Err(Refusal::new("zero-weight", "its weight is all zero: there is nothing to keep")));
-    }
-    if listed == Some(None) {
-        return Ok(Err(Refusal::new("not-listed", "the ranks file has no rank for it")));
-    }
-    let svd_error = |_| PassError::Svd { node: layer.label.clone(), n_rows, n_columns };
-    let decompositions: Vec<_> = matrices
-        .iter()
-        .map(|h| factor::decompose(h, n_rows, n_columns))
-        .collect::<Result<_, _>>()
-        .map_err(svd_error)?;
-    let spectra: Vec<&[f64]> = decompositions.iter().map(|d| d.singular_values()).collect();
-    let squared = |s: &[f64]| s.iter().map(|v| v * v).sum::<f64>();
-    let squared_norm: f64 = spectra.iter().map(|s| squared(s)).sum();
-    if !squared_norm.is_normal() {
-        let message = "its weights are so large or so small that their energy is not a number";
-        return Ok(Err(Refusal::new("extreme-weight", message)));
-    }
-    let full = layer.full_rank();
-    let rank = match (&selection.rule, listed) {
-        (_, Some(Some(rank))) => rank,
-        // Every group keeps the share; the groups of one convolution must have the same rank.
-        (RankRule::Energy(t), _) => spectra.iter().map(|s| energy_rank(s, *t)).max().unwrap_or(1),
-        (RankRule::Ratio(r), _) => (r * full as f64).ceil() as usize,
-        (RankRule::Fixed(n), _) => *n,
-        (RankRule::File(_), _) => full,
-    };
-    let rank = round_up(rank.clamp(1, full), selection.multiple, full);
-    let limit = break_even(n_rows, n_columns);
-    if selection.guard && rank * (n_rows + n_columns) >= n_rows * n_columns {
-        let message = format!("rank {rank} of {full} would not save multiply-adds (break-even: {limit:.1})");
-        let refusal = Refusal::new("past-break-even", message).with("rank", rank as f64);
-        return Ok(Err(refusal.with("break_even", limit).with("full_rank", full as f64)));
-    }
-    let discarded: f64 = spectra.iter().map(|s| squared(&s[rank.min(s.len())..])).sum();
-    let energy = match &spectra[..] {
-        [one] => energy_kept(one, rank),
-        _ => 1.0 - discarded / squared_norm,
-    };
-    let (mut factors, mut squared_error, mut defect) = (Vec::new(), 0.0, 0.0f64);
-    for (h, decomposition) in matrices.iter().zip(&decompositions) {
-        let stored = round_to(layer, decomposition.truncate(rank)).map_err(tensor_error)?;
-        squared_error += factor::squared_error(h, (n_rows, n_columns), &stored);
-        defect = defect.max(factor::orthonormality_defect(&stored.basis, rank, n_columns));
-        if stored.coefficients.iter().chain(&stored.basis).any(|v| !v.is_finite()) {
-            let message = format!("its factors do not fit the type {}", layer.dtype);
-            return Ok(Err(Refusal::new("overflow", message)));
-        }
-        factors.push(stored);
-    }
-    Ok(Ok(Plan { factors, rank, energy, discarded, squared_error, defect, squared_norm }))
-}
-
 /// The factors as they will be stored: what is reported is measured on these.
-fn round_to(layer: &Layer, factors: Factors) -> Result<Factors, basisopt_ir::tensor::TensorError> {
+pub(crate) fn round_to(layer: &Layer, factors: Factors) -> Result<Factors, basisopt_ir::tensor::TensorError> {
     let round = |v: Vec<f64>| Tensor::from_f64s(layer.dtype, vec![v.len()], &v)?.to_f64s();
     Ok(Factors {
         coefficients: round(factors.coefficients)?,
@@ -320,52 +415,8 @@ fn round_to(layer: &Layer, factors: Factors) -> Result<Factors, basisopt_ir::ten
     })
 }
 
-fn report(graph: &mut Graph, cx: &mut PassContext<'_>, set: &Set, plan: &Plan) {
-    let layer = &set.layers[0];
-    let full = layer.full_rank();
-    let error = (plan.squared_error / plan.squared_norm).sqrt();
-    let shared = match set.layers.len() {
-        1 => String::new(),
-        n => format!("; the weight is shared by {n} layers, and so are its factors"),
-    };
-    let per_group =
-        if layer.groups > 1 { format!(" in each of {} groups", layer.groups) } else { String::new() };
-    let cost =
-        (plan.rank * (layer.n_rows + layer.n_columns)) as f64 / (layer.n_rows * layer.n_columns) as f64;
-    let message = format!(
-        "rank {} of {full}{per_group}: {:.2} % of the energy, relative error {error:.4}, {:.1} % of the multiply-adds{shared}",
-        plan.rank,
-        100.0 * plan.energy,
-        100.0 * cost,
-    );
-    let values = [
-        ("rank", plan.rank as f64),
-        ("full_rank", full as f64),
-        ("break_even", break_even(layer.n_rows, layer.n_columns)),
-        ("energy", plan.energy),
-        ("discarded", plan.discarded),
-        ("squared_error", plan.squared_error),
-        ("squared_norm", plan.squared_norm),
-        ("defect", plan.defect),
-        ("cost", cost),
-    ];
-    cx.applied(&layer.label, "factored", message, &values);
-    for layer in &set.layers {
-        // Six digits: what differs beyond them between machines is rounding.
-        let note = format!(
-            "{{\"rank\":{},\"full_rank\":{full},\"groups\":{},\"energy\":{:.6},\"error\":{error:.6}}}",
-            plan.rank, layer.groups, plan.energy
-        );
-        // Names of nodes need not be unique.
-        let key = format!("basisopt.layer.{}", layer.label);
-        let free = |k: &String| !graph.metadata.contains_key(k);
-        let key = Some(key.clone()).filter(free).or_else(|| (2..).map(|n| format!("{key}.{n}")).find(free));
-        graph.metadata.extend(key.map(|k| (k, note)));
-    }
-}
-
 /// Notes on a new node where it came from, for those who read the file later.
-pub fn note(rewrite: &mut Rewrite, layer: &Layer, role: &str) {
+pub(crate) fn note(rewrite: &mut Rewrite, layer: &Layer, role: &str) {
     rewrite.note("basisopt.origin", layer.label.clone());
     rewrite.note("basisopt.factor", role);
 }

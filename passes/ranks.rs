@@ -8,7 +8,7 @@ pub const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "energy",
         kind: OptionKind::Float { min: 0.0, max: 1.0 },
-        default: "0.9, if none of ratio, rank, ranks is given",
+        default: "0.9, if none of ratio, rank, ranks is given and allocate-ranks did not run",
         help: "smallest rank that keeps this share of the squared singular values",
     },
     OptionSpec {
@@ -27,7 +27,19 @@ pub const OPTIONS: &[OptionSpec] = &[
         name: "ranks",
         kind: OptionKind::File,
         default: "not used",
-        help: "a file with a line `RANK NAME` per layer; without names, ranks in the order of the layers",
+        help: "a file with a line `RANK NAME` per layer; without names, ranks in the order of the layers; `allocated`: those of allocate-ranks",
+    },
+    OptionSpec {
+        name: "method",
+        kind: OptionKind::Choice(&["weights", "output", "sequential"]),
+        default: "sequential with data, weights without",
+        help: "weights: singular values of the weight; output: principal components of the layer's output; sequential: regression on what the compressed layers before it really give",
+    },
+    OptionSpec {
+        name: "refit",
+        kind: OptionKind::Switch,
+        default: "on",
+        help: "with method=sequential: fit layers that stay whole, and statistics of normalisations, to the compressed network as well",
     },
     OptionSpec {
         name: "multiple",
@@ -66,22 +78,30 @@ pub enum RankRule {
     Fixed(usize),
     /// From a file, by name or by position.
     File(String),
+    /// Those that `allocate-ranks` noted.
+    Allocated,
 }
 
 impl RankRule {
-    /// Reads the rule from checked options.
+    /// The share of energy that is kept where nothing is said.
+    pub const DEFAULT_ENERGY: f64 = 0.9;
+
+    /// Reads the rule from checked options; `None` if they do not say.
     ///
     /// # Errors
     /// [`OptionError::Conflict`] if more than one rule is given.
-    pub fn from_options(pass: &str, options: &Options) -> Result<Self, OptionError> {
+    pub fn from_options(pass: &str, options: &Options) -> Result<Option<Self>, OptionError> {
         let rules = [
             options.float("energy").map(Self::Energy),
             options.float("ratio").map(Self::Ratio),
             options.int("rank").map(Self::Fixed),
-            options.get("ranks").map(|f| Self::File(f.to_owned())),
+            options.get("ranks").map(|f| match f {
+                "allocated" => Self::Allocated,
+                file => Self::File(file.to_owned()),
+            }),
         ];
         let mut given = rules.into_iter().flatten();
-        let rule = given.next().unwrap_or(Self::Energy(0.9));
+        let rule = given.next();
         if given.next().is_some() {
             let message = "give one of energy, ratio, rank, ranks, not several".to_owned();
             return Err(OptionError::Conflict { pass: pass.to_owned(), message });
@@ -104,6 +124,17 @@ impl RankTable {
     pub fn read(path: &str, cx: &PassContext<'_>) -> Result<Self, PassError> {
         let error = |reason| PassError::File { option: "ranks", path: path.to_owned(), reason };
         Self::parse(&cx.host.read_text(path).map_err(error)?).map_err(error)
+    }
+
+    /// The ranks that `allocate-ranks` noted in the metadata of a graph, if it did. Those of layers that
+    /// stay whole have no entry here.
+    pub fn allotted(graph: &basisopt_ir::Graph) -> Option<Self> {
+        let prefix = crate::plan::rank_key("");
+        let mut notes =
+            graph.metadata.iter().filter_map(|(k, v)| Some((k.strip_prefix(&prefix)?, v))).peekable();
+        notes.peek()?;
+        let entry = |(name, rank): (&str, &String)| Some((rank.parse().ok()?, Some(name.to_owned())));
+        Some(Self { entries: notes.filter_map(entry).collect() })
     }
 
     fn parse(text: &str) -> Result<Self, String> {
@@ -133,7 +164,7 @@ impl RankTable {
 
     /// The rank for the n-th layer, which has these names: several layers may share one weight.
     pub fn rank<'a>(&self, index: usize, mut names: impl Iterator<Item = &'a str>) -> Option<usize> {
-        if self.is_positional() {
+        if self.is_positional() && !self.entries.is_empty() {
             return self.entries.get(index).map(|(r, _)| *r);
         }
         let of = |name: &str| self.entries.iter().find(|(_, n)| n.as_deref() == Some(name)).map(|(r, _)| *r);
@@ -160,26 +191,19 @@ impl RankTable {
     }
 }
 
-/// The smallest rank that keeps a share `t` of the energy; 1 at least. Singular values largest
-/// first.
-pub fn energy_rank(singular_values: &[f64], t: f64) -> usize {
-    let total: f64 = singular_values.iter().map(|s| s * s).sum();
+/// The smallest rank that keeps a share `t` of the energy; 1 at least. Energies — squared singular values,
+/// or variances — largest first.
+pub fn energy_rank(energies: &[f64], t: f64) -> usize {
+    let total: f64 = energies.iter().sum();
     let mut kept = 0.0;
-    for (i, s) in singular_values.iter().enumerate() {
-        kept += s * s;
+    for (i, e) in energies.iter().enumerate() {
+        kept += e;
         // At t = 1 the sums differ by rounding only once nothing is left.
         if kept >= t * total {
             return i + 1;
         }
     }
-    singular_values.len().max(1)
-}
-
-/// Share of the energy in the first `rank` singular values; 1 for a zero matrix.
-pub fn energy_kept(singular_values: &[f64], rank: usize) -> f64 {
-    let total: f64 = singular_values.iter().map(|s| s * s).sum();
-    let kept: f64 = singular_values.iter().take(rank).map(|s| s * s).sum();
-    if total > 0.0 { kept / total } else { 1.0 }
+    energies.len().max(1)
 }
 
 /// The rank at which `rank·(n_rows + n_columns)`, the cost of two factors per position, equals
@@ -200,13 +224,12 @@ mod tests {
 
     #[test]
     fn the_papers_rule_takes_the_smallest_rank_that_reaches_the_threshold() {
-        let s = [3.0, 2.0, 1.0, 1.0]; // energies 9, 4, 1, 1 of 15
+        let s = [9.0, 4.0, 1.0, 1.0]; // of 15
         assert_eq!(energy_rank(&s, 0.6), 1); // 9/15 = 0.6 exactly
         assert_eq!(energy_rank(&s, 0.61), 2);
         assert_eq!(energy_rank(&s, 13.0 / 15.0), 2);
         assert_eq!(energy_rank(&s, 1.0), 4);
         assert_eq!(energy_rank(&s, 0.0), 1);
-        assert_eq!(energy_kept(&s, 2), 13.0 / 15.0);
     }
 
     #[test]

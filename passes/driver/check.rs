@@ -15,6 +15,22 @@ pub trait Executor {
     /// # Errors
     /// [`ExecutorError`] where the graph cannot be run.
     fn run(&mut self, graph: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>, ExecutorError>;
+
+    /// Prepares a graph, whose inputs have known shapes, for many runs: calibration does this with parts
+    /// of a network.
+    ///
+    /// # Errors
+    /// [`ExecutorError`] where the graph cannot be run.
+    fn load(&mut self, graph: &Graph) -> Result<Box<dyn Program>, ExecutorError>;
+}
+
+/// A graph made ready to run, on any number of threads at once.
+pub trait Program: Send + Sync {
+    /// The graph's outputs, in order.
+    ///
+    /// # Errors
+    /// [`ExecutorError`] if a node fails.
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, ExecutorError>;
 }
 
 /// Why a graph could not be run, in the engine's words.

@@ -2,6 +2,7 @@
 //! the model, so that passes need not.
 
 use crate::driver::check::{Deviation, EXACT_TOLERANCE, Executor, ExecutorError, deviation};
+use crate::driver::data::{Calibration, Judge};
 use crate::driver::pass::{Fidelity, Host, NoHost, Outcome, PassContext, PassError};
 use crate::driver::pipeline::{Item, Pipeline};
 use crate::driver::remark::Remark;
@@ -151,6 +152,12 @@ pub struct Manager<'a> {
     pub host: &'a dyn Host,
     /// Runs graphs for the numerical check; without one nothing is checked.
     pub executor: Option<&'a mut dyn Executor>,
+    /// Whether outputs are compared after every pass, where there is an executor.
+    pub is_checked: bool,
+    /// Inputs that data-aware passes learn from.
+    pub calibration: Option<Calibration<'a>>,
+    /// What choices by accuracy are made by.
+    pub judge: Option<&'a mut dyn Judge>,
     /// Stop after this many rewrites in all.
     pub budget: usize,
     /// What exact passes may move outputs by.
@@ -168,7 +175,16 @@ impl std::fmt::Debug for Manager<'_> {
 
 impl Default for Manager<'_> {
     fn default() -> Self {
-        Self { seed: 0, host: &NoHost, executor: None, budget: usize::MAX, tolerance: EXACT_TOLERANCE }
+        Self {
+            seed: 0,
+            host: &NoHost,
+            executor: None,
+            is_checked: true,
+            calibration: None,
+            judge: None,
+            budget: usize::MAX,
+            tolerance: EXACT_TOLERANCE,
+        }
     }
 }
 
@@ -202,7 +218,7 @@ impl Manager<'_> {
             let overhead = Instant::now();
             // The network is run for the first time only when a pass is about to change it; what
             // it computes after one pass is what it computed before the next.
-            if reference.is_none() && self.executor.is_some() {
+            if reference.is_none() && self.is_checked && self.executor.is_some() {
                 reference = Some(self.first_reference(graph));
             }
             let overhead = overhead.elapsed();
@@ -242,6 +258,10 @@ impl Manager<'_> {
         cx.budget = self.budget;
         if let Some(executor) = &mut self.executor {
             cx.executor = Some(&mut **executor);
+        }
+        cx.calibration = self.calibration;
+        if let Some(judge) = &mut self.judge {
+            cx.judge = Some(&mut **judge);
         }
         let outcome = item.pass.run(graph, &mut cx);
         let outcome = outcome.map_err(|source| ManagerError::Pass { pass: pass.to_owned(), source })?;

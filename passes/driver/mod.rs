@@ -3,6 +3,7 @@
 
 pub mod bisect;
 pub mod check;
+pub mod data;
 pub mod manager;
 pub mod options;
 pub mod pass;

@@ -20,6 +20,10 @@ pub enum OptionKind {
     },
     /// `on` or `off`.
     Switch,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A goal and its amount, such as `macs:0.36`: one of these words, `:`, and a number.
+    Target(&'static [&'static str]),
     /// Glob patterns joined by `|`.
     Globs,
     /// A file name.
@@ -89,6 +93,8 @@ impl OptionKind {
             Self::Float { min, max } => format!("a number from {min} to {max}"),
             Self::Int { min } => format!("a whole number of at least {min}"),
             Self::Switch => "on or off".to_owned(),
+            Self::Choice(words) => format!("one of {}", words.join(", ")),
+            Self::Target(words) => format!("{}:AMOUNT, such as macs:0.5", words.join("|")),
             Self::Globs => "glob patterns joined by |".to_owned(),
             Self::File => "a file name".to_owned(),
         }
@@ -99,6 +105,10 @@ impl OptionKind {
             Self::Float { min, max } => text.parse::<f64>().is_ok_and(|v| v >= *min && v <= *max),
             Self::Int { min } => text.parse::<usize>().is_ok_and(|v| v >= *min),
             Self::Switch => matches!(text, "on" | "off"),
+            Self::Choice(words) => words.contains(&text),
+            Self::Target(words) => {
+                text.split_once(':').is_some_and(|(w, amount)| words.contains(&w) && !amount.is_empty())
+            }
             Self::Globs => Globs::new(text).is_some(),
             Self::File => !text.is_empty(),
         }

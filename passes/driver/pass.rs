@@ -1,6 +1,7 @@
 //! The contract of a pass.
 
-use crate::driver::check::Executor;
+use crate::driver::check::{Executor, ExecutorError};
+use crate::driver::data::{Calibration, Judge};
 use crate::driver::options::{OptionError, OptionSpec, Options};
 use crate::driver::remark::{Refusal, Remark, RemarkKind};
 use basisopt_ir::rewrite::RewriteError;
@@ -134,6 +135,12 @@ pub enum PassError {
     /// The user interrupted the run.
     #[error("interrupted")]
     Interrupted,
+    /// The executor could not run what calibration needs, or the data could not be read.
+    #[error("calibration: {0}")]
+    Calibration(#[from] ExecutorError),
+    /// An option asks for what is not there.
+    #[error("{0}")]
+    Missing(String),
     /// Anything else, from a pass of the embedder's.
     #[error("{0}")]
     Other(String),
@@ -176,6 +183,10 @@ pub struct PassContext<'a> {
     pub host: &'a dyn Host,
     /// Runs graphs, where the caller has something to run them with.
     pub executor: Option<&'a mut dyn Executor>,
+    /// Inputs to learn from.
+    pub calibration: Option<Calibration<'a>>,
+    /// Judges versions of the network, where a choice is to be made by accuracy.
+    pub judge: Option<&'a mut dyn Judge>,
     /// How many more rewrites may be made; bisection lowers it.
     pub budget: usize,
     pass: &'static str,
@@ -194,7 +205,7 @@ impl fmt::Debug for PassContext<'_> {
 impl<'a> PassContext<'a> {
     /// A context for one run of a pass, with no executor and no limit on rewrites.
     pub fn new(pass: &'static str, seed: u64, host: &'a dyn Host, remarks: &'a mut Vec<Remark>) -> Self {
-        Self { seed, host, executor: None, budget: usize::MAX, pass, remarks }
+        Self { seed, host, executor: None, calibration: None, judge: None, budget: usize::MAX, pass, remarks }
     }
 
     /// Takes one rewrite from the budget; `false` if there is none left.
@@ -202,6 +213,16 @@ impl<'a> PassContext<'a> {
         let left = self.budget > 0;
         self.budget = self.budget.saturating_sub(1);
         left
+    }
+
+    /// Number of remarks so far.
+    pub(crate) fn n_remarks(&self) -> usize {
+        self.remarks.len()
+    }
+
+    /// Takes back what was said beyond the first so many remarks: it was about a trial.
+    pub(crate) fn forget_remarks(&mut self, n: usize) {
+        self.remarks.truncate(n);
     }
 
     /// Reports a rewrite that was made.

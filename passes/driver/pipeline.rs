@@ -7,7 +7,7 @@
 //!
 //! The same text is given on the command line, heads fixtures and is stored in the output model.
 
-use crate::driver::options::{OptionError, Options};
+use crate::driver::options::{OptionError, OptionKind, Options};
 use crate::driver::pass::{Pass, PassInfo};
 use crate::driver::registry::Registry;
 use std::fmt;
@@ -94,21 +94,30 @@ impl Pipeline {
         if name.is_empty() {
             return Err(PipelineError::Syntax { found: item.to_owned(), expected: "the name of a pass" });
         }
-        let mut given = Vec::new();
-        for part in parts {
-            match part.split_once('=') {
-                Some((key, value)) if !key.is_empty() => given.push((key.to_owned(), value.to_owned())),
-                _ => return Err(PipelineError::Syntax { found: part.to_owned(), expected: "key=value" }),
-            }
-        }
         let Some(info) = registry.find(name) else {
             return Err(PipelineError::UnknownPass { found: name.to_owned(), hint: registry.closest(name) });
         };
+        let mut given: Vec<(String, String)> = Vec::new();
+        for part in parts {
+            match (part.split_once('='), given.last_mut()) {
+                (Some((key, value)), _) if !key.is_empty() => given.push((key.to_owned(), value.to_owned())),
+                // A target has a colon of its own: `target=macs:0.36`.
+                (None, Some((key, value))) if is_target(info, key) && !value.contains(':') => {
+                    value.push(':');
+                    value.push_str(part);
+                }
+                _ => return Err(PipelineError::Syntax { found: part.to_owned(), expected: "key=value" }),
+            }
+        }
         let options = Options::check(info.name, info.options, &given)?;
         let pass = (info.build)(&options)?;
         self.items.push(Item { info, given, pass });
         Ok(())
     }
+}
+
+fn is_target(info: &PassInfo, key: &str) -> bool {
+    info.options.iter().any(|o| o.name == key && matches!(o.kind, OptionKind::Target(_)))
 }
 
 impl fmt::Display for Item {

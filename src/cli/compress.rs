@@ -1,45 +1,58 @@
 //! `compress`: the recipe in one command.
 
-use crate::cost::{self, Cost};
 use crate::executor::TractExecutor;
 use crate::host::CliHost;
+use crate::material::{HELD_OUT, ImageJudge, Material};
 use crate::measure::{Measured, measure};
 use crate::network::RunArgs;
 use crate::opt::{explain, give_up};
 use crate::progress::interrupted;
+use crate::samples::{DataSamples, calibration_memory};
 use crate::table::{Format, emit, json, render, shorten, si, table};
 use crate::watch::{Shown, Watcher};
 use crate::work::{self, bytes};
 use crate::{Globals, Usage, data::DataArgs, network};
+use anyhow::anyhow;
 use basisopt_ir::Graph;
-use basisopt_passes::{Item, Manager, Observer, PassReport, Pipeline, Registry, RemarkKind, Report};
+use basisopt_passes::cost::{self, Cost};
+use basisopt_passes::{
+    Calibration, Item, Judge, Manager, Observer, PassReport, Pipeline, Registry, RemarkKind, Report, Samples,
+    Target,
+};
 use basisopt_runtime::Source;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
-/// The pass that makes the network smaller.
-const PASS: &str = "factorize-conv";
-/// Images that are evaluated where `--samples` does not say.
-const IMAGES: usize = 2000;
+/// The passes that make the network smaller.
+const PASSES: [&str; 2] = ["factorize-conv", "factorize-linear"];
+/// What is done where neither a budget nor a rule is given: with data, and without.
+const DEFAULT_BUDGET: &str = "drop:1.0";
+const DEFAULT_ENERGY: &str = "0.95";
 
 const EXAMPLES: &str = "\
 Examples:
   basisopt compress fixtures/models/glyphnet.onnx -o small.onnx
-      the settings beside the model name test images, so accuracy is measured as well
-  basisopt compress m.onnx --energy 0.8 --report
-      what it would do, layer by layer; no file
-  basisopt compress m.onnx -o small.onnx --data images/ \\
+      the settings beside the model name images to learn from and labelled ones to measure on
+  basisopt compress m.onnx --data images/ --budget macs=0.36 -o small.onnx \\
       --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225
-  basisopt compress m.onnx -o small.onnx --exclude '/head/*' --multiple 8
+      36 % of the multiply-adds, as accurate as that can be
+  basisopt compress m.onnx --data images/ --budget drop=1.0 -o small.onnx
+      as small as can be while no more than one point of accuracy is lost
+  basisopt compress m.onnx --data images/ --budget bytes=0.5 --save-ranks ranks.txt --layers
+      half the bytes: what it would do, layer by layer; the ranks to edit and give back with --ranks
 
-The recipe is the pipeline
-  freeze-weights,@fold,factorize-conv:energy=E,dead-code
-run as `basisopt opt` runs it. Each convolution becomes one with few basis filters and a 1x1
-convolution that recombines them, unless that would not save anything. --energy is the share of the
-squared singular values of every layer that is kept: less of it means a smaller network and less
-accuracy. It looks at weights alone: nothing is trained, and data serve to measure only.
+The recipe is a pipeline, run as `basisopt opt` runs it and stored in the output:
+  freeze-weights,@fold,allocate-ranks:target=BUDGET,factorize-conv,factorize-linear,dead-code
+Each layer becomes one with few basis filters and a 1x1 convolution that recombines them, unless that
+would not save anything. --data is shared out: --samples images to calibrate on, some to choose by (for
+drop=), the rest to report on. Labels are used for judging only; without any, versions are judged by whether they
+agree with the original. Nothing is trained.
+
+Budgets: macs=SHARE, params=SHARE or bytes=SHARE to keep (or numbers: macs=45M), energy=SHARE of every
+layer's output, drop=POINTS of accuracy to lose at most. Without data there is only the weights' energy.
 
 Latency is that of tract on this machine. A network with fewer multiply-adds is not always faster;
 the report says so where it is not.";
@@ -53,10 +66,26 @@ pub(crate) struct Args {
     /// Where to write the result; nothing is written without.
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// What to aim for: macs=0.36, params=0.5, bytes=0.5, energy=0.9 or drop=1.0 [default: drop=1.0 with
+    /// data; without, --energy 0.95].
+    #[arg(long, value_name = "TARGET", conflicts_with_all = ["energy", "ranks"])]
+    budget: Option<String>,
     /// Share of the energy that every factored layer keeps, 0 to 1.
-    #[arg(long, value_name = "E", default_value = "0.95")]
-    energy: String,
-    /// Round ranks up to a multiple of this, for kernels that like it.
+    #[arg(long, value_name = "E", conflicts_with = "ranks")]
+    energy: Option<String>,
+    /// Take ranks from a file: a line `RANK NAME` per layer; the others stay whole.
+    #[arg(long, value_name = "FILE")]
+    ranks: Option<String>,
+    /// Write the ranks that were chosen, to be edited and given back with --ranks.
+    #[arg(long, value_name = "FILE")]
+    save_ranks: Option<PathBuf>,
+    /// What factors are made from [default: sequential with data, weights without].
+    #[arg(long, value_enum)]
+    method: Option<MethodArg>,
+    /// Choose ranks by the paper's greedy rule: the accuracy of every layer factored alone. Slow.
+    #[arg(long)]
+    greedy: bool,
+    /// Round ranks to a multiple of this, for kernels that like it.
     #[arg(long, value_name = "N")]
     multiple: Option<String>,
     /// Only layers whose node name matches (globs joined by |).
@@ -67,17 +96,38 @@ pub(crate) struct Args {
     exclude: Option<String>,
     /// Show every layer: rank, energy, error, multiply-adds, or why it was left alone.
     #[arg(long)]
-    report: bool,
+    layers: bool,
+    /// Write the result as JSON to a file, all layers included.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Do not measure latency.
     #[arg(long)]
     pub no_bench: bool,
     /// How to print the result.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// Images to calibrate on, instead of some of --data.
+    #[arg(
+        long,
+        value_name = "PATH",
+        help_heading = "Data and preprocessing (read from MODEL.toml where not given)"
+    )]
+    calibration: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
     #[command(flatten)]
     pub run: RunArgs,
+}
+
+/// What factors are made from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum MethodArg {
+    /// Singular values of the weights alone (the paper).
+    Weights,
+    /// Principal components of each layer's output in the original.
+    Output,
+    /// Regression on what the compressed layers before it really give.
+    Sequential,
 }
 
 /// The result as JSON.
@@ -86,6 +136,7 @@ struct JsonReport<'a> {
     file: &'a str,
     output: Option<String>,
     pipeline: String,
+    seconds: f64,
     before: &'a Size,
     after: &'a Size,
     measured: &'a Measured,
@@ -100,7 +151,7 @@ struct Size {
     cost: Cost,
 }
 
-/// What became of one convolution.
+/// What became of one convolution or linear layer.
 #[derive(Debug, Serialize)]
 struct Layer {
     name: String,
@@ -111,6 +162,8 @@ struct Layer {
     energy: Option<f64>,
     /// `‖W − factors‖ / ‖W‖`.
     error: Option<f64>,
+    /// Root of the mean squared error of the layer's output relative to its variance, where it was fitted.
+    output_error: Option<f64>,
     macs_before: Option<u64>,
     macs_after: Option<u64>,
     /// Why it was left alone.
@@ -126,7 +179,7 @@ struct Costs<'a> {
 
 impl Observer for Costs<'_> {
     fn before(&mut self, index: usize, item: &Item, graph: &Graph) {
-        if item.info.name == PASS {
+        if item.info.name == PASSES[0] {
             self.cost = cost::of_pinned(graph, self.dims);
         }
         self.watcher.before(index, item, graph);
@@ -137,8 +190,9 @@ impl Observer for Costs<'_> {
     }
 }
 
-pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let pipeline = pipeline(&args)?;
+pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let target = args.budget.as_deref().map(Target::parse).transpose().map_err(budget_error)?;
     if let Some(output) = &args.output {
         if output == std::path::Path::new("-") {
             return Err(Usage(
@@ -149,23 +203,60 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         }
         work::check_output(&args.model, output)?;
     }
+    for file in [&args.report, &args.save_ranks].into_iter().flatten() {
+        work::check_output(&args.model, file)?;
+    }
+    // Slips in the options before slow work.
+    pipeline(&args, true)?;
     let host = CliHost::new(globals.quiet);
     let mut model = network::model(&args.model)?;
     let file = model.source().file().to_owned();
-    // Before the work: a mistake in the settings should not cost it.
-    let data = args.data.open_at_most(&args.model, Some(IMAGES))?;
+    let by_accuracy = args.greedy || target.is_none() || matches!(target, Some(Target::Drop(_)));
+    let is_judged = by_accuracy && args.energy.is_none() && args.ranks.is_none();
+    let material = Material::open(&args.data, &args.model, args.calibration.as_deref(), is_judged, HELD_OUT)?;
     work::import_notes(&mut model, globals.quiet);
     work::refuse_non_finite(&model)?;
     network::check_dims(&file, &model.graph, &args.run.dims)?;
-    let dims = args.run.dims.as_slice();
+    let dims = &args.run.dims.clone();
     let before = Size { file_bytes: model.source().n_bytes(), cost: cost::of_pinned(&model.graph, dims) };
     let original = encode(&model, file.clone())?;
 
-    let mut executor = TractExecutor::new(model.source().clone()).with_dims(args.run.dims.clone());
     let seed = args.data.seed.unwrap_or(0);
+    let source = model.source().clone();
+    let executor = || TractExecutor::new(source.clone()).with_dims(dims.clone());
+    let (mut checker, preprocess) = (executor(), &material.preprocess);
+    let samples = match &material.calibration {
+        Some(dataset) => {
+            let samples = DataSamples::new(dataset.clone(), preprocess.clone(), &model.graph, &checker);
+            Some(samples.map_err(|e| anyhow!("{file}: the images to calibrate on: {e}"))?)
+        }
+        None => None,
+    };
+    let mut notes = Vec::new();
+    let mut judge = material.judged.clone().map(|d| ImageJudge::new(executor(), d, preprocess.clone()));
+    // Detectors and the like have no classes to agree on: a budget that suits them stands in.
+    if let Some(j) = &mut judge
+        && target.is_none()
+        && j.score(&model.graph).is_err()
+    {
+        notes.push("its outputs are no class scores, so the budget is macs=0.5 and not drop=1.0".to_owned());
+        args.budget = Some("macs:0.5".to_owned());
+        judge = None;
+    }
+    let (args, pipeline) = (&args, pipeline(&args, samples.is_some())?);
+
     let watcher = Watcher::new(&host, &pipeline, Shown { lines: !globals.quiet, ..Shown::default() });
     let mut costs = Costs { watcher, dims, cost: Cost::default() };
-    let mut manager = Manager { seed, host: &host, executor: Some(&mut executor), ..Manager::default() };
+    let mut manager = Manager {
+        seed,
+        host: &host,
+        executor: Some(&mut checker),
+        calibration: samples.as_ref().map(|s| Calibration { samples: s, memory: calibration_memory() }),
+        ..Manager::default()
+    };
+    if let Some(judge) = &mut judge {
+        manager.judge = Some(judge);
+    }
     let result = manager.run(&mut model.graph, &pipeline, &mut costs);
     host.end();
     let report = match result {
@@ -182,51 +273,119 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let name =
         args.output.as_ref().map_or_else(|| format!("{file} (compressed)"), |o| o.display().to_string());
     let sources = [original, encode(&model, name)?];
-    let measured = measure(&args, data.as_ref(), &sources, globals.quiet);
+    let data = material.held_out.as_ref().map(|d| (d, preprocess));
+    let measured = measure(args, data, &sources, globals.quiet);
     if interrupted() {
         return Ok(give_up(&file));
     }
-    let measured = measured?;
+    let mut measured = measured?;
+    measured.calibration = samples.as_ref().map(Samples::describe);
+    measured.notes.extend(notes);
+    let of = |r: &&basisopt_passes::Remark| r.node.is_empty() && r.code != "tried";
+    measured.notes.extend(report.remarks().filter(of).map(|r| r.message.clone()));
+    let whole = JsonReport {
+        file: &file,
+        output: args.output.as_ref().map(|o| o.display().to_string()),
+        pipeline: pipeline.to_string(),
+        seconds: started.elapsed().as_secs_f64(),
+        before: &before,
+        after: &after,
+        measured: &measured,
+        layers: &layers,
+    };
+    let as_json = json(&whole)?;
+    if let Some(path) = &args.save_ranks {
+        work::write_whole(path, ranks_file(&pipeline, &layers).as_bytes())?;
+    }
+    if let Some(path) = &args.report {
+        work::write_whole(path, as_json.as_bytes())?;
+    }
     if let Some(output) = &args.output {
         model.write(output)?;
     }
-    let sizes = (&before, &after);
     emit(&match args.format {
-        Format::Text => text(&args, sizes, &measured, &layers),
-        Format::Json => json(&JsonReport {
-            file: &file,
-            output: args.output.as_ref().map(|o| o.display().to_string()),
-            pipeline: pipeline.to_string(),
-            before: &before,
-            after: &after,
-            measured: &measured,
-            layers: &layers,
-        })?,
+        Format::Text => text(args, (&before, &after), &measured, &layers),
+        Format::Json => as_json,
     })?;
     if !globals.quiet {
-        match &args.output {
-            Some(output) => eprintln!("wrote {}", output.display()),
-            None => eprintln!("nothing was written: no -o was given"),
+        for path in [&args.output, &args.report, &args.save_ranks].into_iter().flatten() {
+            eprintln!("wrote {}", path.display());
+        }
+        if args.output.is_none() {
+            eprintln!("nothing was written: no -o was given");
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn pipeline(args: &Args) -> Result<Pipeline, Usage> {
-    let mut factorize = format!("{PASS}:energy={}", args.energy);
-    let options = [("multiple", &args.multiple), ("include", &args.include), ("exclude", &args.exclude)];
-    for (key, value) in options {
+fn budget_error(error: basisopt_passes::OptionError) -> Usage {
+    let text = error.to_string();
+    Usage(text.replace("allocate-ranks: target=", "--budget "))
+}
+
+/// The pipeline that the options describe.
+fn pipeline(args: &Args, has_data: bool) -> Result<Pipeline, Usage> {
+    let mut filters = String::new();
+    for (key, value) in [("include", &args.include), ("exclude", &args.exclude)] {
         if let Some(value) = value {
-            if value.contains([',', ':']) {
-                return Err(Usage(format!(
-                    "--{key} {value}: a pipeline cannot hold `,` or `:`; write ? for them"
-                )));
-            }
-            let _ = write!(factorize, ":{key}={value}");
+            let _ = write!(filters, ":{key}={}", plain(&format!("--{key}"), value)?);
         }
     }
-    let text = format!("freeze-weights,@fold,{factorize},dead-code");
+    let multiple = args.multiple.as_ref().map(|n| format!(":multiple={n}")).unwrap_or_default();
+    let method = match args.method {
+        Some(MethodArg::Weights) => ":method=weights",
+        Some(MethodArg::Output) => ":method=output",
+        Some(MethodArg::Sequential) => ":method=sequential",
+        None => "",
+    };
+    let energy = args.energy.as_deref().or((!has_data && args.budget.is_none()).then_some(DEFAULT_ENERGY));
+    let mut text = "freeze-weights,@fold".to_owned();
+    match (&args.ranks, energy) {
+        (Some(file), _) => {
+            let file = plain("--ranks", file)?;
+            for pass in PASSES {
+                let _ = write!(text, ",{pass}:ranks={file}{method}:guard=off{filters}");
+            }
+        }
+        // Convolutions alone, as the paper has it.
+        (None, Some(energy)) => {
+            let _ = write!(text, ",{}:energy={energy}{method}{multiple}{filters}", PASSES[0]);
+        }
+        (None, None) => {
+            let target = args.budget.as_deref().unwrap_or(DEFAULT_BUDGET).replacen('=', ":", 1);
+            let greedy = if args.greedy { ":by=greedy" } else { "" };
+            let _ = write!(text, ",allocate-ranks:target={target}{greedy}{multiple}{filters}");
+            PASSES.iter().for_each(|pass| {
+                let _ = write!(text, ",{pass}{method}{filters}");
+            });
+        }
+    }
+    text += ",dead-code";
     Pipeline::parse(&text, &Registry::builtin()).map_err(|e| Usage(e.to_string()))
+}
+
+/// A value that can stand in the text of a pipeline.
+fn plain<'a>(flag: &str, value: &'a str) -> Result<&'a str, Usage> {
+    match value.contains([',', ':']) {
+        true => Err(Usage(format!("{flag} {value}: a pipeline cannot hold `,` or `:`; write ? for them"))),
+        false => Ok(value),
+    }
+}
+
+/// The ranks that were chosen, as a file for `--ranks`.
+fn ranks_file(pipeline: &Pipeline, layers: &[Layer]) -> String {
+    let mut text = format!("# Ranks chosen by basisopt {}: {pipeline}\n", env!("CARGO_PKG_VERSION"));
+    for layer in layers {
+        match (layer.rank.filter(|_| layer.factored), layer.full_rank) {
+            (Some(rank), Some(full)) => {
+                let _ = writeln!(text, "{rank} {} # of {full}", layer.name);
+            }
+            _ => {
+                let _ = writeln!(text, "# {} stays whole", layer.name);
+            }
+        }
+    }
+    text
 }
 
 /// The model as it now stands, for the runtime.
@@ -235,9 +394,9 @@ fn encode(model: &basisopt_onnx::Model, name: String) -> anyhow::Result<Source> 
     Ok(Source::from_bytes(name, bytes, dir))
 }
 
-/// What the factorising pass said about each convolution, in the order in which they run.
+/// What the factorising passes said about each layer, in the order in which they run.
 fn layers(cost: &Cost, report: &Report) -> Vec<Layer> {
-    let remarks: Vec<_> = report.remarks().filter(|r| r.pass == PASS).collect();
+    let remarks: Vec<_> = report.remarks().filter(|r| PASSES.contains(&r.pass.as_str())).collect();
     let layer = |layer: &cost::LayerCost| {
         let said = |kind| remarks.iter().find(move |r| r.node == layer.label && r.kind == kind);
         let applied = said(RemarkKind::Applied);
@@ -254,17 +413,18 @@ fn layers(cost: &Cost, report: &Report) -> Vec<Layer> {
             full_rank: whole("full_rank"),
             energy: value("energy"),
             error,
+            output_error: value("output_error").map(f64::sqrt),
             macs_before: layer.macs,
             macs_after: layer.macs.map(|m| share.map_or(m, |s| (m as f64 * s).round() as u64)),
             reason: refused.filter(|_| applied.is_none()).map(|r| r.message.clone()),
         }
     };
-    cost.layers.iter().filter(|l| l.is_conv).map(layer).collect()
+    cost.layers.iter().map(layer).collect()
 }
 
 fn text(args: &Args, (before, after): (&Size, &Size), measured: &Measured, layers: &[Layer]) -> String {
     let mut out = String::new();
-    if args.report {
+    if args.layers {
         out = layer_table(layers) + "\n";
     }
     let mut rows = table(&["", "before", "after", "ratio"]);
@@ -296,9 +456,9 @@ fn text(args: &Args, (before, after): (&Size, &Size), measured: &Measured, layer
     out.push('\n');
 
     let n_factored = layers.iter().filter(|l| l.factored).count();
-    let _ = write!(out, "{n_factored} of {} factored", work::count(layers.len(), "convolution"));
+    let _ = write!(out, "{n_factored} of {} factored", work::count(layers.len(), "layer"));
     let hint =
-        if args.report || n_factored == layers.len() { "" } else { "; --report says why not the others" };
+        if args.layers || n_factored == layers.len() { "" } else { "; --layers says why not the others" };
     let _ = writeln!(out, "{hint}");
     for line in findings(measured, before.cost.macs.is_none(), n_factored) {
         let _ = writeln!(out, "{line}");
@@ -329,6 +489,9 @@ fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> V
             ),
         });
     }
+    if let Some(images) = &measured.calibration {
+        lines.push(format!("calibrated on {images}"));
+    }
     if !measured.inputs.is_empty() {
         lines.push(format!("measured on {}, with {}", measured.inputs, measured.engine));
     }
@@ -344,20 +507,24 @@ fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> V
             lines.push("no difference in speed beyond the noise of this measurement".to_owned());
         }
     }
+    let calibrated = measured.calibration.is_some();
     match &measured.accuracy {
         // A fifth of what was right is wrong now: nobody wants that by default.
-        Some(a) if a.after < 0.8 * a.before => lines.push(
-            "the result is DAMAGED: do not ship it without training. This network does not bear cutting its weights \
-             at this energy; a higher --energy or --exclude for its most sensitive layers keeps it working"
-                .to_owned(),
-        ),
-        Some(a) if a.after + a.margin < a.before => lines.push(
-            "accuracy was lost: a higher --energy keeps more of it; lower ones lose more, for nothing is trained here"
-                .to_owned(),
-        ),
+        Some(a) if a.after < 0.8 * a.before => lines.push(format!(
+            "the result is DAMAGED: do not ship it without training. {}",
+            match calibrated {
+                true => "This network does not bear so small a budget; a larger one, or --exclude for its most sensitive layers, keeps it working",
+                false => "Ranks and factors came from the weights alone; with --data images/ they come from what the layers do",
+            }
+        )),
+        Some(a) if a.after + a.margin < a.before => lines.push(match calibrated {
+            true => "accuracy was lost: a larger --budget keeps more of it".to_owned(),
+            false => "accuracy was lost: factors from data (--data) keep much more of it at the same size".to_owned(),
+        }),
         Some(_) => {}
         None if n_factored == 0 => {}
-        None => lines.push("lower --energy makes it smaller and costs accuracy: measure it with --data".to_owned()),
+        None if calibrated => {}
+        None => lines.push("nothing was measured on real inputs: give --data images/".to_owned()),
     }
     lines
 }
@@ -368,8 +535,16 @@ fn points(difference: f64) -> String {
 }
 
 fn layer_table(layers: &[Layer]) -> String {
-    let mut rows = table(&["layer", "rank", "energy", "error", "multiply-adds", "left alone because"]);
-    if let Some(column) = rows.column_mut(5) {
+    let mut rows = table(&[
+        "layer",
+        "rank",
+        "energy",
+        "weight error",
+        "output error",
+        "multiply-adds",
+        "left alone because",
+    ]);
+    if let Some(column) = rows.column_mut(6) {
         column.set_cell_alignment(comfy_table::CellAlignment::Left);
     }
     for layer in layers {
@@ -388,6 +563,7 @@ fn layer_table(layers: &[Layer]) -> String {
             rank,
             fixed(layer.energy),
             fixed(layer.error),
+            fixed(layer.output_error),
             macs,
             layer.reason.clone().unwrap_or_default(),
         ]);

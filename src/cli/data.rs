@@ -89,6 +89,8 @@ impl DataArgs {
         // Labels that go with the stored data do not go with other data.
         let stored_labels = stored.labels.filter(|_| self.data.is_none());
         Ok(ModelConfig {
+            // Other data bring their own images to calibrate on.
+            calibration: stored.calibration.filter(|_| self.data.is_none()),
             data: self.data.clone().or(stored.data),
             labels: self.labels.clone().or(stored_labels),
             mean: self.mean.clone().or(stored.mean),
@@ -174,7 +176,9 @@ impl DataArgs {
         let path = ModelConfig::path_beside(model);
         let dir = std::path::absolute(&path).with_context(|| format!("{}", path.display()))?;
         let dir = dir.parent().unwrap_or(Path::new("/"));
-        for entry in [&mut settings.data, &mut settings.labels].into_iter().flatten() {
+        for entry in
+            [&mut settings.data, &mut settings.calibration, &mut settings.labels].into_iter().flatten()
+        {
             let full = std::path::absolute(&*entry).with_context(|| format!("{}", entry.display()))?;
             *entry = full.strip_prefix(dir).map(Path::to_owned).unwrap_or(full);
         }

@@ -3,7 +3,9 @@
 use basisopt_ir::{Graph, Tensor};
 use basisopt_onnx::Source;
 use basisopt_passes::{Executor, ExecutorError};
-use basisopt_runtime::{Dataset, LoadOptions, Preprocess, Session, random_inputs};
+use basisopt_runtime::{
+    Dataset, InputInfo, LoadOptions, Preprocess, Program, RuntimeError, Session, random_inputs,
+};
 use bytes::Bytes;
 
 /// Images that are checked at once, if the network has no batch size of its own.
@@ -47,13 +49,54 @@ impl TractExecutor {
         self
     }
 
+    /// The one input of a network that takes images, one at a time if the network leaves the choice.
+    ///
+    /// # Errors
+    /// If it cannot be loaded, or takes several inputs.
+    pub(crate) fn image_input(&self, graph: &Graph) -> Result<InputInfo, ExecutorError> {
+        let (_, source) = self.encode(graph)?;
+        let load = |batch| {
+            let options =
+                LoadOptions { batch, dims: self.dims.clone(), optimize: false, ..LoadOptions::default() };
+            Session::load(&source, &options)
+        };
+        let session = match load(Some(1)) {
+            Err(RuntimeError::FixedBatch { found, .. }) => load(Some(found)),
+            other => other,
+        };
+        let session = session.map_err(|e| words(&self.source, &e))?;
+        match session.inputs() {
+            [input] => Ok(input.clone()),
+            inputs => Err(ExecutorError(format!(
+                "images can be given to networks with one input; this one has {}",
+                inputs.len()
+            ))),
+        }
+    }
+
+    /// A version of the network made ready to run images on all threads, one at a time if it can.
+    ///
+    /// # Errors
+    /// If it cannot be loaded.
+    pub(crate) fn program(&self, graph: &Graph) -> Result<Program, ExecutorError> {
+        let (_, source) = self.encode(graph)?;
+        let load = |batch| {
+            Session::load(&source, &LoadOptions { batch, dims: self.dims.clone(), ..LoadOptions::default() })
+        };
+        let session = match load(Some(1)) {
+            Err(RuntimeError::FixedBatch { found, .. }) => load(Some(found)),
+            other => other,
+        };
+        Ok(session.map_err(|e| words(&self.source, &e))?.into_program())
+    }
+
     fn encode(&self, graph: &Graph) -> Result<(Bytes, basisopt_runtime::Source), ExecutorError> {
         let (bytes, dir) = self.source.to_executable(graph).map_err(|e| words(&self.source, &e))?;
         let source = basisopt_runtime::Source::from_bytes(self.source.file(), bytes.clone(), dir);
         Ok((bytes, source))
     }
 
-    fn load(&self, source: &basisopt_runtime::Source) -> Result<Session, ExecutorError> {
+    fn session(&self, source: &basisopt_runtime::Source) -> Result<Session, ExecutorError> {
         let options = LoadOptions {
             batch: self.batch,
             dims: self.dims.clone(),
@@ -67,11 +110,11 @@ impl TractExecutor {
 impl Executor for TractExecutor {
     fn example_inputs(&mut self, graph: &Graph, seed: u64) -> Result<Vec<Tensor>, ExecutorError> {
         let (bytes, source) = self.encode(graph)?;
-        let session = match self.load(&source) {
+        let session = match self.session(&source) {
             // The batch was only a wish: the network may fix another, or have one built into a Reshape.
             Err(_) if self.batch.is_some() => {
                 self.batch = None;
-                self.load(&source)?
+                self.session(&source)?
             }
             loaded => loaded?,
         };
@@ -97,15 +140,40 @@ impl Executor for TractExecutor {
         let (bytes, source) = self.encode(graph)?;
         let mut session = match self.loaded.take() {
             Some((of, session)) if of == bytes => session,
-            _ => self.load(&source)?,
+            _ => self.session(&source)?,
         };
         session.run(inputs).map_err(|e| words(&self.source, &e))
+    }
+
+    fn load(&mut self, graph: &Graph) -> Result<Box<dyn basisopt_passes::Program>, ExecutorError> {
+        let (_, source) = self.encode(graph)?;
+        // A part of a network is run thousands of times: it is worth tract's fast operators.
+        let options = LoadOptions { dims: self.dims.clone(), ..LoadOptions::default() };
+        let session = Session::load(&source, &options).map_err(|e| words(&self.source, &e))?;
+        let program = TractProgram { program: session.into_program(), file: self.source.file().to_owned() };
+        Ok(Box::new(program))
+    }
+}
+
+/// A graph that tract has made ready.
+struct TractProgram {
+    program: Program,
+    file: String,
+}
+
+impl basisopt_passes::Program for TractProgram {
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, ExecutorError> {
+        self.program.run(inputs).map_err(|e| without_name(&self.file, &e))
     }
 }
 
 /// The words of an error, without the name of the model: whoever reports it names the model.
 fn words(source: &Source, error: &dyn std::error::Error) -> ExecutorError {
+    without_name(source.file(), error)
+}
+
+fn without_name(file: &str, error: &dyn std::error::Error) -> ExecutorError {
     let text = error.to_string();
-    let rest = text.strip_prefix(source.file()).and_then(|rest| rest.strip_prefix(": "));
+    let rest = text.strip_prefix(file).and_then(|rest| rest.strip_prefix(": "));
     ExecutorError(rest.unwrap_or(&text).to_owned())
 }

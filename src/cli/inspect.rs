@@ -3,7 +3,6 @@
 mod layers;
 mod show;
 
-use crate::cost::{self, Cost};
 use crate::network::{self, Network, parse_dim};
 use crate::progress::{Progress, interrupted};
 use crate::table::{Format, emit, json};
@@ -11,6 +10,7 @@ use crate::{Globals, INTERRUPTED};
 use anyhow::anyhow;
 use basisopt_ir::{Graph, Op};
 use basisopt_passes::Globs;
+use basisopt_passes::cost::{self, Cost};
 use layers::{LayerReport, Request};
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -4,8 +4,8 @@ use crate::compress::Args;
 use crate::data::explain;
 use crate::progress::{Progress, interrupted};
 use basisopt_runtime::{
-    BenchOptions, BenchProgress, BenchResult, Dataset, ENGINE, OutputDiff, Preprocess, RuntimeError, Session,
-    Source, agreement, bench, compare, evaluate, random_inputs,
+    BenchOptions, BenchProgress, BenchResult, Dataset, ENGINE, OutputDiff, Outputs, Preprocess, RuntimeError,
+    Session, Source, bench, compare, random_inputs,
 };
 use serde::Serialize;
 
@@ -24,8 +24,12 @@ pub(crate) struct Measured {
     pub engine: &'static str,
     /// What the inputs were.
     pub inputs: String,
+    /// What was calibrated on.
+    pub calibration: Option<String>,
     pub accuracy: Option<Accuracy>,
     pub agreement: Option<Agreement>,
+    /// Squared error of the outputs relative to their variance over inputs.
+    pub output_error: Option<f64>,
     /// How many inputs the outputs were compared on.
     pub n_compared: usize,
     /// One per output.
@@ -58,13 +62,13 @@ pub(crate) struct Agreement {
 /// If data and network do not fit together, or a network fails while it runs.
 pub(crate) fn measure(
     args: &Args,
-    data: Option<&(Dataset, Preprocess)>,
+    data: Option<(&Dataset, &Preprocess)>,
     sources: &[Source; 2],
     quiet: bool,
 ) -> anyhow::Result<Measured> {
     let seed = args.data.seed.unwrap_or(0);
     let mut measured = Measured { engine: ENGINE, ..Measured::default() };
-    let preferred = data.map_or(1, |(d, _)| BATCH.min(d.len()));
+    let preferred = BATCH;
     let sessions: [Session; 2] = match args.run.load(&[&sources[0], &sources[1]], preferred) {
         Ok(sessions) => match sessions.try_into() {
             Ok(pair) => pair,
@@ -79,7 +83,7 @@ pub(crate) fn measure(
     match data {
         Some((dataset, preprocess)) => {
             measured.inputs = format!("{}: {}", dataset.path().display(), dataset.describe());
-            let result = on_data(&mut measured, (&mut before, &mut after), dataset, preprocess, quiet);
+            let result = on_data(&mut measured, (before, after), dataset, preprocess, quiet);
             result.map_err(|e| explain(e, &args.model))?;
         }
         None => {
@@ -98,7 +102,6 @@ pub(crate) fn measure(
             measured.agreement = share.map(|share| Agreement { n: RANDOM.div_ceil(batch) * batch, share });
         }
     }
-    drop((before, after));
     if !args.no_bench && !interrupted() {
         measured.latency = latency(args, sources, seed, quiet)?;
     }
@@ -107,7 +110,7 @@ pub(crate) fn measure(
 
 fn on_data(
     measured: &mut Measured,
-    (before, after): (&mut Session, &mut Session),
+    (mut before, mut after): (Session, Session),
     dataset: &Dataset,
     preprocess: &Preprocess,
     quiet: bool,
@@ -115,48 +118,35 @@ fn on_data(
     let n = dataset.len();
     let keep_going = || !interrupted();
     let batch = before.batch().unwrap_or(1).max(1);
-    if dataset.is_labelled() {
-        let progress = Progress::new("evaluating", quiet);
-        let a = evaluate(
-            before,
-            dataset,
-            preprocess,
-            None,
-            &mut |i| progress.update(i, 2 * n, "the original"),
-            &keep_going,
-        )?;
-        let b = evaluate(
-            after,
-            dataset,
-            preprocess,
-            None,
-            &mut |i| progress.update(n + i, 2 * n, "the result"),
-            &keep_going,
-        )?;
-        measured.accuracy = Some(Accuracy { n: b.n, before: a.top1, after: b.top1, margin: b.top1_margin() });
-    } else {
-        measured.notes.push("the data have no labels, so accuracy was not measured".to_owned());
-    }
-    let progress = Progress::new("comparing", quiet);
     let infos = before.inputs().to_vec();
     if let [input] = infos.as_slice() {
         let batches = dataset.batches(preprocess, input)?.take(COMPARED.div_ceil(batch));
         let batches = batches.map(|b| Ok(vec![b?.inputs])).take_while(|_| !interrupted());
-        measured.outputs = compare(before, after, batches, &mut |_| {})?;
+        measured.outputs = compare(&mut before, &mut after, batches, &mut |_| {})?;
         measured.n_compared = (COMPARED.div_ceil(batch) * batch).min(n);
     }
-    // Only outputs that look like class scores can agree on a class.
-    if measured.outputs.iter().any(|o| o.top1_agreement.is_some()) {
-        let found = agreement(
-            before,
-            after,
-            dataset,
-            preprocess,
-            None,
-            &mut |i| progress.update(i, n, "classes"),
-            &keep_going,
-        )?;
-        measured.agreement = Some(Agreement { n: found.n, share: found.share });
+    let progress = Progress::new("evaluating", quiet);
+    let mut show = |i: usize| progress.update(i, 2 * n, "the original");
+    let a = Outputs::of(&before.into_program(), dataset, preprocess, &mut show, &keep_going)?;
+    let mut show = |i: usize| progress.update(n + i, 2 * n, "the result");
+    let b = Outputs::of(&after.into_program(), dataset, preprocess, &mut show, &keep_going)?;
+    measured.output_error = a.error(&b);
+    // Only outputs that look like class scores can be right, or agree on a class.
+    let share = |hits: &[bool]| hits.iter().filter(|h| **h).count() as f64 / hits.len().max(1) as f64;
+    match a.hits()?.zip(b.hits()?) {
+        Some((a, b)) => {
+            let (before, after) = (share(&a), share(&b));
+            let margin = 1.96 * (after * (1.0 - after) / (b.len().max(1) as f64)).sqrt();
+            measured.accuracy = Some(Accuracy { n: b.len(), before, after, margin });
+        }
+        None if !dataset.is_labelled() => {
+            measured.notes.push("the data have no labels, so accuracy was not measured".to_owned());
+        }
+        None => {}
+    }
+    if let Some((a, b)) = a.classes().zip(b.classes()) {
+        let same: Vec<bool> = a.iter().zip(&b).map(|(a, b)| a == b && a.is_some()).collect();
+        measured.agreement = Some(Agreement { n: same.len(), share: share(&same) });
     }
     Ok(())
 }

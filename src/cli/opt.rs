@@ -1,15 +1,21 @@
 //! `opt`: passes over a network, in the order of their flags.
 
-use crate::cost::{self, Cost};
+use crate::data::DataArgs;
+use crate::executor::TractExecutor;
 use crate::host::CliHost;
 use crate::pipeline::PassFlags;
 use crate::progress::interrupted;
+use crate::samples::{DataSamples, SAMPLES, calibration_memory};
 use crate::table::{Format, emit, json, render, si, table};
 use crate::watch::{Shown, Watcher};
 use crate::work::{self, CheckArgs, bytes, count, time};
 use crate::{Globals, INTERRUPTED, Usage, network};
 use anyhow::{Context as _, anyhow};
-use basisopt_passes::{Check, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report};
+use basisopt_onnx::Model;
+use basisopt_passes::cost::{self, Cost};
+use basisopt_passes::{
+    Calibration, Check, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report,
+};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -57,6 +63,13 @@ pub(crate) struct Args {
     /// Do not run the network before and after passes.
     #[arg(long, help_heading = "Checking and running", conflicts_with_all = ["check_data", "tolerance"])]
     no_check: bool,
+    /// Images that data-aware passes learn from: a folder, CIFAR .bin files, .npy or .npz; preprocessed as
+    /// MODEL.toml says. Labels play no part.
+    #[arg(long, value_name = "PATH", help_heading = "Checking and running")]
+    calibrate: Option<PathBuf>,
+    /// Of those, so many at most, drawn at random by --seed.
+    #[arg(long, value_name = "N", default_value_t = SAMPLES as u64, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Checking and running")]
+    samples: u64,
     /// Stop after so many rewrites in all.
     #[arg(long, value_name = "N", help_heading = "Looking inside")]
     stop_after: Option<usize>,
@@ -147,6 +160,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         Size { cost: cost::of_pinned(&model.graph, &args.check.dims), file_bytes: model.source().n_bytes() };
 
     let mut executor = args.check.executor(&model, &args.model)?;
+    let samples = match &args.calibrate {
+        Some(path) => Some(calibration(&args, path, &model, &executor)?),
+        None => None,
+    };
     let shown = Shown {
         lines: !globals.quiet,
         remarks: args.remarks == Some(Remarks::Text) && !globals.quiet,
@@ -161,9 +178,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         tolerance: args.tolerance,
         ..Manager::default()
     };
-    if !args.no_check {
-        manager.executor = Some(&mut executor);
-    }
+    manager.is_checked = !args.no_check;
+    manager.executor = Some(&mut executor);
+    manager.calibration = samples.as_ref().map(|s| Calibration { samples: s, memory: calibration_memory() });
     let result = manager.run(&mut model.graph, &pipeline, &mut watcher);
     host.end();
     let report = match result {
@@ -207,6 +224,20 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         emit(&json(&report.remarks().collect::<Vec<_>>())?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The images of `--calibrate`.
+fn calibration(
+    args: &Args,
+    path: &Path,
+    model: &Model,
+    executor: &TractExecutor,
+) -> anyhow::Result<DataSamples> {
+    let data = DataArgs { data: Some(path.to_owned()), ..DataArgs::default() };
+    let (dataset, preprocess) = data.require(&args.model)?;
+    let (dataset, _) = dataset.split(usize::try_from(args.samples).unwrap_or(usize::MAX), args.check.seed);
+    let samples = DataSamples::new(dataset, preprocess, &model.graph, executor);
+    samples.map_err(|e| anyhow!("{}: --calibrate {}: {e}", model.source().file(), path.display()))
 }
 
 /// What clap cannot see: two things that want stdout, and names of passes.

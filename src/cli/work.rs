@@ -126,6 +126,22 @@ pub(crate) fn check_output(input: &Path, output: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// Writes a file whole or not at all: beside its place first, then renamed.
+///
+/// # Errors
+/// If the disk refuses; what was there is then still there.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".part");
+    let partial = path.with_file_name(name);
+    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        // A leftover of a failed write is of no use to anybody.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Whether a pipeline stopped because of Ctrl-C.
 pub(crate) fn was_interrupted(error: &ManagerError) -> bool {
     matches!(error, ManagerError::Pass { source: PassError::Interrupted, .. })

@@ -451,6 +451,12 @@ impl Graph {
         }
     }
 
+    /// Adds an entry to [`Graph::metadata`], or replaces it: a change like any other.
+    pub fn annotate(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        self.metadata.insert(key.into(), value.into());
+        self.revision += 1;
+    }
+
     /// Makes a plain constant of one that a caller could override.
     pub fn freeze(&mut self, id: NodeId) {
         if let Some(node) = self.dag.node_weight_mut(NodeIndex::new(id.index())) {

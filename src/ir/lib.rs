@@ -20,6 +20,7 @@ pub mod attr;
 pub mod dim;
 pub mod dot;
 mod dtype;
+pub mod extract;
 mod generator;
 pub mod graph;
 pub mod infer;
@@ -32,6 +33,7 @@ pub mod verify;
 
 pub use attr::{Attr, Attrs};
 pub use dim::{Dim, Shape};
+pub use extract::Extract;
 pub use graph::{Graph, Node, NodeId, Origin, Use, Value, ValueId, ValueType};
 pub use op::Op;
 pub use rewrite::{Operand, Rewrite, RewriteError};

@@ -83,7 +83,7 @@ pub fn evaluate(
     let mut time = Duration::ZERO;
     let mut found = None;
     let mut complete = true;
-    let input = image_input(session)?.clone();
+    let input = image_input(session.name(), session.inputs())?.clone();
     for batch in dataset.batches(preprocess, &input)? {
         if !keep_going() {
             complete = false;
@@ -160,8 +160,8 @@ pub fn agreement(
 ) -> Result<AgreementReport, RuntimeError> {
     let differ =
         |a: &str, b: &str, reason| RuntimeError::NotComparable { a: a.to_owned(), b: b.to_owned(), reason };
-    let input = image_input(a)?.clone();
-    let other = image_input(b)?;
+    let input = image_input(a.name(), a.inputs())?.clone();
+    let other = image_input(b.name(), b.inputs())?;
     if (input.dtype, &input.shape) != (other.dtype, &other.shape) {
         let reason =
             format!("one takes {}{:?}, the other {}{:?}", input.dtype, input.shape, other.dtype, other.shape);
@@ -192,8 +192,11 @@ pub fn agreement(
 }
 
 /// The one input that images go to.
-fn image_input(session: &Session) -> Result<&crate::InputInfo, RuntimeError> {
-    match session.inputs() {
+pub(crate) fn image_input<'a>(
+    model: &str,
+    inputs: &'a [crate::InputInfo],
+) -> Result<&'a crate::InputInfo, RuntimeError> {
+    match inputs {
         [input] => Ok(input),
         inputs => {
             let names: Vec<&str> = inputs.iter().map(|i| i.name.as_str()).collect();
@@ -202,13 +205,13 @@ fn image_input(session: &Session) -> Result<&crate::InputInfo, RuntimeError> {
                 inputs.len(),
                 names.join(", ")
             );
-            Err(RuntimeError::Model { model: session.name().to_owned(), reason })
+            Err(RuntimeError::Model { model: model.to_owned(), reason })
         }
     }
 }
 
 /// Class scores, one row per image that is not padding.
-struct Scores {
+pub(crate) struct Scores {
     output: String,
     n_classes: usize,
     n_valid: usize,
@@ -222,17 +225,28 @@ impl Scores {
         batch: &Batch,
         wanted: Option<&str>,
     ) -> Result<Self, RuntimeError> {
-        let n_images = batch.inputs.shape().first().copied().unwrap_or(1);
-        let looks_right = |t: &Tensor| t.shape().first() == Some(&n_images) && n_classes(t.shape()).is_some();
-        let mut named = session.outputs().iter().zip(outputs);
+        Self::find(session.name(), session.outputs(), outputs, batch.n_valid, wanted)
+    }
+
+    /// The scores among the outputs of a model: of this name, or the first that look like it.
+    pub(crate) fn find(
+        model: &str,
+        names: &[String],
+        outputs: &[Tensor],
+        n_valid: usize,
+        wanted: Option<&str>,
+    ) -> Result<Self, RuntimeError> {
+        let looks_right =
+            |t: &Tensor| t.shape().first().is_some_and(|&n| n >= n_valid) && n_classes(t.shape()).is_some();
+        let mut named = names.iter().zip(outputs);
         let chosen = match wanted {
             Some(name) => named.find(|(n, _)| n.as_str() == name),
             None => named.find(|(_, t)| looks_right(t)),
         };
-        let refuse = |reason| Err(RuntimeError::Model { model: session.name().to_owned(), reason });
+        let refuse = |reason| Err(RuntimeError::Model { model: model.to_owned(), reason });
         let listing = || {
             let shape = |(n, t): (&String, &Tensor)| format!("`{n}` {:?}", t.shape());
-            session.outputs().iter().zip(outputs).map(shape).collect::<Vec<_>>().join(", ")
+            names.iter().zip(outputs).map(shape).collect::<Vec<_>>().join(", ")
         };
         let Some((name, tensor)) = chosen else {
             return refuse(match wanted {
@@ -246,10 +260,10 @@ impl Scores {
                 tensor.shape()
             ));
         };
-        Ok(Self { output: name.clone(), n_classes, n_valid: batch.n_valid, values: tensor.to_f64s()? })
+        Ok(Self { output: name.clone(), n_classes, n_valid, values: tensor.to_f64s()? })
     }
 
-    fn rows(&self) -> impl Iterator<Item = &[f64]> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &[f64]> {
         self.values.chunks_exact(self.n_classes).take(self.n_valid)
     }
 }

@@ -18,6 +18,7 @@ pub mod data;
 mod error;
 pub mod eval;
 mod memory;
+mod outputs;
 pub mod random;
 mod scores;
 mod screen;
@@ -29,8 +30,10 @@ pub use compare::{OutputDiff, all_close, compare};
 pub use data::{Batch, Channels, Dataset, DatasetOptions, LabelSource, Layout, ModelConfig, Preprocess};
 pub use error::RuntimeError;
 pub use eval::{AgreementReport, EvalReport, agreement, evaluate};
+pub use memory::total_memory;
+pub use outputs::Outputs;
 pub use random::random_inputs;
-pub use session::{InputInfo, LoadOptions, Session};
+pub use session::{InputInfo, LoadOptions, Program, Session};
 pub use source::Source;
 
 /// The inference engine behind every number this crate reports, with its version.

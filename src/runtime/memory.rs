@@ -39,7 +39,12 @@ fn reset_peak() -> Option<()> {
 /// Bytes that inputs may take: half of the machine's memory, or 8 GiB where that is not known. What a
 /// network makes of its inputs takes memory too.
 pub(crate) fn input_limit() -> u64 {
-    field("/proc/meminfo", "MemTotal:").map_or(8 << 30, |total| total / 2)
+    total_memory().map_or(8 << 30, |total| total / 2)
+}
+
+/// Bytes of memory that the machine has, where that is known.
+pub fn total_memory() -> Option<u64> {
+    field("/proc/meminfo", "MemTotal:")
 }
 
 /// A field of `/proc/self/status`, in bytes.

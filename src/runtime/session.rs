@@ -161,38 +161,17 @@ impl Session {
     pub fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
         let values = self.prepare(inputs)?;
         let outputs = self.run_prepared(values)?;
-        let read = |value| {
-            from_tract(value).map_err(|reason| RuntimeError::Tract {
-                model: self.name.clone(),
-                stage: "give the results of",
-                reason,
-            })
-        };
-        outputs.iter().map(read).collect()
+        results(&self.name, &outputs)
     }
 
     /// Checks the inputs and turns them into tract's tensors.
     pub(crate) fn prepare(&self, inputs: &[Tensor]) -> Result<TVec<TValue>, RuntimeError> {
-        let wrong = |reason| RuntimeError::Input { model: self.name.clone(), reason };
-        if inputs.len() != self.inputs.len() {
-            let (n, found) = (self.inputs.len(), inputs.len());
-            return Err(wrong(format!("the network takes {n} inputs, {found} were given")));
-        }
-        let mut values = TVec::new();
-        for (tensor, info) in inputs.iter().zip(&self.inputs) {
-            if tensor.dtype() != info.dtype || tensor.shape() != info.shape {
-                return Err(wrong(format!(
-                    "input `{}` is {}{:?}, a tensor {}{:?} was given",
-                    info.name,
-                    info.dtype,
-                    info.shape,
-                    tensor.dtype(),
-                    tensor.shape()
-                )));
-            }
-            values.push(to_tract(tensor).map_err(|e| wrong(format!("input `{}`: {e}", info.name)))?);
-        }
-        Ok(values)
+        prepare(&self.name, &self.inputs, inputs)
+    }
+
+    /// The network alone, to be run from any number of threads.
+    pub fn into_program(self) -> Program {
+        Program { name: self.name, inputs: self.inputs, outputs: self.outputs, plan: self.plan }
     }
 
     /// Runs on tensors that [`Session::prepare`] made: what a benchmark times.
@@ -206,6 +185,85 @@ impl Session {
         }
         result
     }
+}
+
+/// A model that runs on any number of threads at once, each run with a state of its own.
+pub struct Program {
+    name: String,
+    inputs: Vec<InputInfo>,
+    outputs: Vec<String>,
+    plan: Arc<TypedSimplePlan>,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Program")
+            .field("name", &self.name)
+            .field("inputs", &self.inputs)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Program {
+    /// As [`Session::name`].
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// As [`Session::inputs`].
+    pub fn inputs(&self) -> &[InputInfo] {
+        &self.inputs
+    }
+
+    /// As [`Session::outputs`].
+    pub fn outputs(&self) -> &[String] {
+        &self.outputs
+    }
+
+    /// As [`Session::run`].
+    ///
+    /// # Errors
+    /// As [`Session::run`].
+    pub fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, RuntimeError> {
+        let values = prepare(&self.name, &self.inputs, inputs)?;
+        let mut state = guard(&self.name, "plan", || self.plan.spawn())?;
+        let outputs = guard(&self.name, "run", || state.run(values))?;
+        results(&self.name, &outputs)
+    }
+}
+
+fn prepare(model: &str, infos: &[InputInfo], inputs: &[Tensor]) -> Result<TVec<TValue>, RuntimeError> {
+    let wrong = |reason| RuntimeError::Input { model: model.to_owned(), reason };
+    if inputs.len() != infos.len() {
+        let (n, found) = (infos.len(), inputs.len());
+        return Err(wrong(format!("the network takes {n} inputs, {found} were given")));
+    }
+    let mut values = TVec::new();
+    for (tensor, info) in inputs.iter().zip(infos) {
+        if tensor.dtype() != info.dtype || tensor.shape() != info.shape {
+            return Err(wrong(format!(
+                "input `{}` is {}{:?}, a tensor {}{:?} was given",
+                info.name,
+                info.dtype,
+                info.shape,
+                tensor.dtype(),
+                tensor.shape()
+            )));
+        }
+        values.push(to_tract(tensor).map_err(|e| wrong(format!("input `{}`: {e}", info.name)))?);
+    }
+    Ok(values)
+}
+
+fn results(model: &str, outputs: &[TValue]) -> Result<Vec<Tensor>, RuntimeError> {
+    let read = |value| {
+        from_tract(value).map_err(|reason| RuntimeError::Tract {
+            model: model.to_owned(),
+            stage: "give the results of",
+            reason,
+        })
+    };
+    outputs.iter().map(read).collect()
 }
 
 /// The model as tract's protobuf, its local functions inlined.

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 
 use basisopt::ir::{Graph, Tensor};
-use basisopt::passes::{Executor, ExecutorError};
+use basisopt::passes::{Executor, ExecutorError, Program};
 use basisopt::runtime::{LoadOptions, Session, Source, random_inputs};
 use std::path::PathBuf;
 
@@ -33,5 +33,17 @@ impl Executor for FreshExecutor {
 
     fn run(&mut self, graph: &Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>, ExecutorError> {
         Self::session(graph)?.run(inputs).map_err(|e| ExecutorError(e.to_string()))
+    }
+
+    fn load(&mut self, graph: &Graph) -> Result<Box<dyn Program>, ExecutorError> {
+        Ok(Box::new(FreshProgram(Self::session(graph)?.into_program())))
+    }
+}
+
+struct FreshProgram(basisopt::runtime::Program);
+
+impl Program for FreshProgram {
+    fn run(&self, inputs: &[Tensor]) -> Result<Vec<Tensor>, ExecutorError> {
+        self.0.run(inputs).map_err(|e| ExecutorError(e.to_string()))
     }
 }

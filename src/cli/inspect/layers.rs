@@ -1,8 +1,8 @@
 //! One report per layer: what it is, what it costs, and what is in its weight.
 
-use crate::cost::Cost;
 use basisopt_ir::infer::{conv_geometry, linear_geometry};
 use basisopt_ir::{DType, Graph, NodeId, Op, Tensor};
+use basisopt_passes::cost::Cost;
 use basisopt_passes::factor::singular_values;
 use basisopt_passes::layer::Layer;
 use basisopt_passes::ranks::{break_even, energy_rank};
@@ -251,7 +251,10 @@ fn spectra(layer: &Layer, weight: &Tensor) -> Result<Vec<Vec<f64>>, Refusal> {
 /// What follows from the spectra; none at all if the work was interrupted.
 fn matrix(layer: &Layer, spectra: Vec<Vec<f64>>, request: &Request<'_>) -> Matrix {
     let (n_rows, n_columns) = (layer.n_rows, layer.n_columns);
-    let rank = spectra.iter().map(|s| energy_rank(s, request.energy)).max();
+    let rank = spectra
+        .iter()
+        .map(|s| energy_rank(&s.iter().map(|v| v * v).collect::<Vec<_>>(), request.energy))
+        .max();
     let cost = rank.map(|q| (q * (n_rows + n_columns)) as f64 / (n_rows * n_columns) as f64);
     Matrix {
         n_rows,

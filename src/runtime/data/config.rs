@@ -2,6 +2,7 @@
 //!
 //! ```toml
 //! data = "glyphs_test.npz"     # relative to this file
+//! calibration = "glyphs_calibration.npz"   # images that `compress` learns from
 //! mean = [0.4914, 0.4822, 0.4465]
 //! std = [0.2023, 0.1994, 0.2010]
 //! scale = 255.0                # divides the bytes first; 1 for networks fed 0…255
@@ -24,6 +25,9 @@ pub struct ModelConfig {
     /// The data set, relative to the settings file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
+    /// Images to calibrate on, without which some of the data set are taken; relative to the settings file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<PathBuf>,
     /// The labels, where they are in a file of their own; relative to the settings file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<PathBuf>,
@@ -86,7 +90,8 @@ impl ModelConfig {
             toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
         config.preprocess().validate().map_err(|e| wrong(e.to_string()))?;
         if let Some(dir) = path.parent() {
-            for entry in [&mut config.data, &mut config.labels].into_iter().flatten() {
+            for entry in [&mut config.data, &mut config.calibration, &mut config.labels].into_iter().flatten()
+            {
                 *entry = dir.join(&*entry);
             }
         }

@@ -69,7 +69,7 @@ impl std::fmt::Display for LabelSource {
 }
 
 /// A data set, opened but not read.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dataset {
     path: PathBuf,
     records: Records,
@@ -80,7 +80,7 @@ pub struct Dataset {
     chosen: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Records {
     Files(Vec<PathBuf>),
     Cifar(CifarFiles),
@@ -170,6 +170,21 @@ impl Dataset {
         Ok(Self { path: path.to_owned(), records, labels, label_source, chosen })
     }
 
+    /// Two parts that share no sample: `n` drawn at random, the same ones for the same seed, and the rest.
+    /// Both are read in the order of the data set.
+    pub fn split(self, n: usize, seed: u64) -> (Self, Self) {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut drawn = vec![false; self.chosen.len()];
+        index::sample(&mut rng, self.chosen.len(), n.min(self.chosen.len()))
+            .into_iter()
+            .for_each(|i| drawn[i] = true);
+        let part = |is_drawn: bool| -> Vec<usize> {
+            self.chosen.iter().zip(&drawn).filter(|&(_, &d)| d == is_drawn).map(|(&i, _)| i).collect()
+        };
+        let (first, second) = (part(true), part(false));
+        (Self { chosen: first, ..self.clone() }, Self { chosen: second, ..self })
+    }
+
     /// Number of samples in use.
     pub fn len(&self) -> usize {
         self.chosen.len()
@@ -216,6 +231,19 @@ impl Dataset {
         preprocess: &'a Preprocess,
         input: &InputInfo,
     ) -> Result<Batches<'a>, RuntimeError> {
+        self.batches_from(preprocess, input, 0)
+    }
+
+    /// As [`Dataset::batches`], without the first so many batches, which are not read.
+    ///
+    /// # Errors
+    /// As [`Dataset::batches`].
+    pub fn batches_from<'a>(
+        &'a self,
+        preprocess: &'a Preprocess,
+        input: &InputInfo,
+        first: usize,
+    ) -> Result<Batches<'a>, RuntimeError> {
         preprocess.validate()?;
         if input.batch_axis != Some(0) || input.shape.first().is_none_or(|&n| n == 0) {
             let reason = format!(
@@ -224,12 +252,13 @@ impl Dataset {
             );
             return Err(RuntimeError::data(&self.path, reason));
         }
+        let next = first.saturating_mul(input.shape.first().copied().unwrap_or(1)).min(self.chosen.len());
         let reader = match &self.records {
             Records::Files(files) => Reader::Files(files),
             Records::Cifar(files) => Reader::Cifar(files.reader()),
             Records::Array(array) => Reader::Array(array.reader()?),
         };
-        Ok(Batches { dataset: self, preprocess, input: input.clone(), geometry: None, reader, next: 0 })
+        Ok(Batches { dataset: self, preprocess, input: input.clone(), geometry: None, reader, next })
     }
 }
 

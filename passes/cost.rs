@@ -1,7 +1,7 @@
 //! What a network costs: parameters and multiply-adds, in all and per layer.
 //!
 //! Everything here reads the types noted in the graph, so run [`basisopt_ir::infer::infer`] first
-//! (the pass manager does), or use [`of_pinned`], which works on a copy.
+//! (the pass manager does), or use [`of_pinned`] or [`of_shaped`], which work on a copy.
 
 use basisopt_ir::infer::{self, conv_geometry, linear_geometry};
 use basisopt_ir::tensor::n_elements;
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 /// One convolution or linear layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct LayerCost {
+pub struct LayerCost {
     /// The node; valid until the graph changes.
     pub node: NodeId,
     /// Its label.
@@ -25,7 +25,7 @@ pub(crate) struct LayerCost {
 
 /// What a whole network costs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Cost {
+pub struct Cost {
     /// Elements of all constants of a float type: initializers, `Constant` and `ConstantOfShape`
     /// nodes, BatchNorm statistics included, each counted once even if several layers share it.
     pub params: u64,
@@ -48,7 +48,7 @@ pub(crate) struct Cost {
 }
 
 /// Adds up a graph whose types are inferred.
-pub(crate) fn of(graph: &Graph) -> Cost {
+pub fn of(graph: &Graph) -> Cost {
     let mut cost = Cost { macs: Some(0), conv_macs: Some(0), ..Cost::default() };
     let add = |sum: Option<u64>, more: Option<u64>| sum?.checked_add(more?);
     for id in graph.topological() {
@@ -94,7 +94,7 @@ fn float_constant(graph: &Graph, id: NodeId) -> Option<(DType, usize)> {
 /// the batch is 1, other sizes as pinned, by the name in the model or as `<input>:<axis>`.
 ///
 /// A graph whose types contradict each other is added up as it stands.
-pub(crate) fn of_pinned(graph: &Graph, dims: &[(String, usize)]) -> Cost {
+pub fn of_pinned(graph: &Graph, dims: &[(String, usize)]) -> Cost {
     let mut graph = graph.clone();
     pin(&mut graph, dims);
     // The verifier reports contradictions; here they only leave some costs unknown.
@@ -102,8 +102,26 @@ pub(crate) fn of_pinned(graph: &Graph, dims: &[(String, usize)]) -> Cost {
     of(&graph)
 }
 
+/// As [`of_pinned`], the inputs having these shapes in order, but for the batch.
+pub fn of_shaped(graph: &Graph, shapes: &[Vec<usize>]) -> Cost {
+    let mut graph = graph.clone();
+    for (node, shape) in graph.inputs().to_vec().into_iter().zip(shapes) {
+        let value = basisopt_ir::ValueId::of(node);
+        let mut ty = graph.value(value).ty.clone();
+        let known = |(axis, (dim, &n)): (usize, (&Dim, &usize))| match dim.known() {
+            None if axis == 0 => Dim::Known(1),
+            _ => Dim::Known(n),
+        };
+        ty.shape = ty.shape.map(|dims| dims.iter().zip(shape).enumerate().map(known).collect());
+        graph.set_type(value, ty);
+    }
+    // The verifier reports contradictions; here they only leave some costs unknown.
+    let _ = infer::infer(&mut graph);
+    of(&graph)
+}
+
 /// The cost of one convolution or linear layer; `None` for other nodes.
-pub(crate) fn layer(graph: &Graph, id: NodeId) -> Option<LayerCost> {
+pub fn layer(graph: &Graph, id: NodeId) -> Option<LayerCost> {
     let is_conv = matches!(graph.get(id)?.op, Op::Conv(_) | Op::ConvTranspose(_));
     let (params, macs) = match (conv_geometry(graph, id), linear_geometry(graph, id)) {
         (Some(g), _) => (g.n_params, g.macs),

@@ -1,0 +1,237 @@
+//! `allocate-ranks`: a rank for every layer, so that the network as a whole keeps to a budget and loses as
+//! little as possible.
+//!
+//! The ranks are notes in the graph's metadata (`basisopt.rank.NAME`), which `factorize-conv` and
+//! `factorize-linear` follow and remove; nothing else changes.
+//!
+//! ## Rewrite
+//!
+//! None: `basisopt.rank.conv1 = 12` and `basisopt.rank.conv2 = whole` are added to the metadata.
+//!
+//! ## Legality
+//!
+//! - Layers that cannot be factored get no rank; their cost is counted (`grouped-and-depthwise.bir`).
+//! - Layers that share a weight get one rank (`shared-weight.bir`).
+//! - A layer whose factors would cost as much as it does stays whole (`whole.bir`).
+//! - A budget below what rank 1 everywhere costs is an error, not a guess.
+//!
+//! ## Numerics
+//!
+//! Minimises `Σ_l a_l·(tail_l(Q_l))^p_l` under `Σ_l cost_l(Q_l) ≤ budget`, where `tail_l(Q)` is the share of
+//! the variance of the layer's output beyond its first Q principal components, and `a_l`, `p_l` fit what the
+//! *network's* output loses when this layer alone keeps only its first components: measured at two ranks on 64
+//! inputs. Without data `tail` is of the weight's squared singular values, and all layers count the same. The
+//! budget is met from below, as closely as the steps of single ranks allow. After the first allocation the losses
+//! are measured again at the ranks chosen; a layer that causes far more of the loss than of the saving is
+//! left whole (`gate`).
+//!
+//! ## Pipeline
+//!
+//! After `@fold`; right before `factorize-conv` and `factorize-linear`.
+
+mod lagrange;
+mod probe;
+mod search;
+mod survey;
+mod target;
+
+pub use survey::{Limits, Quantity, Sensitivity, Survey, Surveyed};
+pub use target::Target;
+
+use crate::driver::options::{Globs, OptionKind, OptionSpec, Options};
+use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo};
+use crate::layer::Layer;
+use crate::plan::{Selection, Set, find_layers, rank_key};
+use basisopt_ir::Graph;
+
+/// See the [module documentation](self).
+pub static INFO: PassInfo = PassInfo {
+    name: "allocate-ranks",
+    summary: "choose the rank of every layer under a budget for the whole network",
+    fidelity: Fidelity::Exact,
+    options: &[
+        OptionSpec {
+            name: "target",
+            kind: OptionKind::Target(&["macs", "params", "bytes", "energy", "drop"]),
+            default: "macs:0.5",
+            help: "macs, params or bytes to keep, as a share (0.36) or a number (45M); energy: share of the output's variance that every layer keeps; drop: points of accuracy that may be lost",
+        },
+        OptionSpec {
+            name: "by",
+            kind: OptionKind::Choice(&["lagrange", "greedy"]),
+            default: "lagrange",
+            help: "lagrange: all layers at once, by what the network's output loses; greedy: the paper's rule, the accuracy of every layer factored alone",
+        },
+        OptionSpec {
+            name: "multiple",
+            kind: OptionKind::Int { min: 1 },
+            default: "1",
+            help: "ranks are multiples of this, for kernels that like it",
+        },
+        OptionSpec {
+            name: "gate",
+            kind: OptionKind::Switch,
+            default: "on",
+            help: "leave a layer whole that costs more accuracy than its share of what is saved",
+        },
+        OptionSpec {
+            name: "linear",
+            kind: OptionKind::Switch,
+            default: "on",
+            help: "allot ranks to linear layers (Gemm, MatMul) as well",
+        },
+        OptionSpec {
+            name: "include",
+            kind: OptionKind::Globs,
+            default: "every layer",
+            help: "only layers whose node name matches (globs joined by |)",
+        },
+        OptionSpec {
+            name: "exclude",
+            kind: OptionKind::Globs,
+            default: "no layer",
+            help: "not the layers whose node name matches (globs joined by |)",
+        },
+    ],
+    build: |options| Ok(Box::new(AllocateRanks::read(options)?)),
+};
+
+/// Layers that cause this many times more of the loss than of the saving are left whole.
+const GATE: f64 = 6.0;
+/// Losses of the network's output below this share of its variance are too small to tell.
+const NEGLIGIBLE: f64 = 1e-3;
+
+#[derive(Debug)]
+pub(crate) struct AllocateRanks {
+    target: Target,
+    is_greedy: bool,
+    limits: Limits,
+    gate: bool,
+    linear: bool,
+    include: Option<Globs>,
+    exclude: Option<Globs>,
+}
+
+impl AllocateRanks {
+    fn read(options: &Options) -> Result<Self, crate::OptionError> {
+        Ok(Self {
+            target: Target::parse(options.get("target").unwrap_or("macs:0.5"))?,
+            is_greedy: options.get("by") == Some("greedy"),
+            limits: Limits { multiple: options.int("multiple").unwrap_or(1) },
+            gate: options.switch("gate", true),
+            linear: options.switch("linear", true),
+            include: options.globs("include"),
+            exclude: options.globs("exclude"),
+        })
+    }
+}
+
+impl Pass for AllocateRanks {
+    fn info(&self) -> &'static PassInfo {
+        &INFO
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Outcome, PassError> {
+        let selection = Selection {
+            include: self.include.clone(),
+            exclude: self.exclude.clone(),
+            ..Selection::allocated()
+        };
+        let sets = find_sets(graph, cx, &selection, self.linear);
+        if sets.is_empty() {
+            return Ok(Outcome::Unchanged);
+        }
+        if cx.calibration.is_none() {
+            let message = "there are no data: ranks come from the spectra of the weights, which say nothing about how sensitive the network is to each layer";
+            cx.note("", "no-data", message);
+        }
+        let (survey, ranks) = match self.is_greedy {
+            true => search::greedy(graph, cx, &sets, &selection, self.target, self.limits)?,
+            false => {
+                let survey = Survey::of(graph, cx, &sets)?;
+                search::lagrange(graph, cx, survey, &sets, &selection, self)?
+            }
+        };
+        let mut n = 0;
+        for (layer, rank) in survey.layers.iter().zip(&ranks) {
+            if !cx.spend() {
+                break;
+            }
+            note_rank(graph, layer, *rank);
+            let label = &layer.labels[0];
+            match rank {
+                Some(rank) => {
+                    let message = format!(
+                        "rank {rank} of {}: {:.2} % of the energy, {:.1} % of its cost",
+                        layer.full_rank(),
+                        100.0 * (1.0 - layer.tail(*rank)),
+                        100.0 * layer.share(*rank)
+                    );
+                    let values = [
+                        ("rank", *rank as f64),
+                        ("full_rank", layer.full_rank() as f64),
+                        ("energy", 1.0 - layer.tail(*rank)),
+                        ("loss", layer.loss(*rank)),
+                        ("cost", layer.share(*rank)),
+                    ];
+                    cx.applied(label, "allotted", message, &values);
+                }
+                None => cx.applied(label, "whole", "stays whole: no rank is worth its loss here", &[]),
+            }
+            n += 1;
+        }
+        if let (Target::Share(quantity, wanted), Some(share)) =
+            (self.target.relative(&survey)?, self.target.quantity().and_then(|q| survey.share(q, &ranks)))
+            && share > wanted * 1.005
+        {
+            let message =
+                format!("{:.1} % of the {} are left, more than wanted", 100.0 * share, quantity.name());
+            cx.note("", "over-budget", message);
+        }
+        Ok(Outcome::of(n))
+    }
+}
+
+/// Notes the rank of a layer, or that it stays whole, where the factorising passes look.
+pub(crate) fn note_rank(graph: &mut Graph, layer: &Surveyed, rank: Option<usize>) {
+    let text = rank.map_or_else(|| "whole".to_owned(), |r| r.to_string());
+    for label in &layer.labels {
+        graph.annotate(rank_key(label), text.clone());
+    }
+}
+
+/// The sets that can be factored, of both kinds, in topological order.
+fn find_sets(graph: &Graph, cx: &mut PassContext<'_>, selection: &Selection, linear: bool) -> Vec<Set> {
+    let mut sets = find_layers(graph, cx, selection, Layer::conv);
+    if linear {
+        sets.extend(find_layers(graph, cx, selection, Layer::linear));
+    }
+    let order: Vec<_> = graph.topological();
+    let place = |set: &Set| order.iter().position(|id| *id == set.layers[0].node);
+    sets.sort_by_key(place);
+    sets
+}
+
+impl Survey {
+    /// Measures the layers of a network once, for any number of [`Survey::ranks`].
+    ///
+    /// # Errors
+    /// As a pass.
+    pub fn measure(
+        graph: &Graph,
+        cx: &mut PassContext<'_>,
+        include: Option<Globs>,
+        exclude: Option<Globs>,
+    ) -> Result<Self, PassError> {
+        let selection = Selection { include, exclude, ..Selection::allocated() };
+        let sets = find_sets(graph, cx, &selection, true);
+        Self::of(graph, cx, &sets)
+    }
+
+    /// Notes ranks in a graph, as the pass does.
+    pub fn annotate(&self, graph: &mut Graph, ranks: &[Option<usize>]) {
+        for (layer, rank) in self.layers.iter().zip(ranks) {
+            note_rank(graph, layer, *rank);
+        }
+    }
+}
