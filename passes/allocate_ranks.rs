@@ -154,6 +154,9 @@ impl Pass for AllocateRanks {
         };
         let mut n = 0;
         for (layer, rank) in survey.layers.iter().zip(&ranks) {
+            if !is_new(graph, layer, *rank) {
+                continue;
+            }
             if !cx.spend() {
                 break;
             }
@@ -192,12 +195,18 @@ impl Pass for AllocateRanks {
     }
 }
 
+/// What is noted of a rank.
+fn text(rank: Option<usize>) -> String {
+    rank.map_or_else(|| "whole".to_owned(), |r| r.to_string())
+}
+
+fn is_new(graph: &Graph, layer: &Surveyed, rank: Option<usize>) -> bool {
+    layer.labels.iter().any(|l| graph.metadata.get(&rank_key(l)) != Some(&text(rank)))
+}
+
 /// Notes the rank of a layer, or that it stays whole, where the factorising passes look.
-pub(crate) fn note_rank(graph: &mut Graph, layer: &Surveyed, rank: Option<usize>) {
-    let text = rank.map_or_else(|| "whole".to_owned(), |r| r.to_string());
-    for label in &layer.labels {
-        graph.annotate(rank_key(label), text.clone());
-    }
+fn note_rank(graph: &mut Graph, layer: &Surveyed, rank: Option<usize>) {
+    layer.labels.iter().for_each(|label| graph.annotate(rank_key(label), text(rank)));
 }
 
 /// The sets that can be factored, of both kinds, in topological order.

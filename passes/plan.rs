@@ -122,6 +122,8 @@ pub(crate) struct FitQuality {
     pub error: f64,
     /// The same on rows that ridge and weights did not see, where there are enough.
     pub held_out: Option<f64>,
+    /// The ridge that does best on those, relative to the mean variance of the inputs.
+    pub ridge: Option<f64>,
     /// Rows that the moments were made of.
     pub n_rows: usize,
 }

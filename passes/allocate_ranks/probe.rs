@@ -2,7 +2,7 @@
 //! that layer on with an output that keeps only its first principal components.
 
 use crate::calibrate::bias::can_shift;
-use crate::calibrate::fit::Fit;
+use crate::calibrate::fit::{Fit, shrinkage, shrunk_outputs};
 use crate::calibrate::moments::Moments;
 use crate::calibrate::rows::View;
 use crate::calibrate::walk::Walk;
@@ -11,7 +11,7 @@ use crate::driver::data::{Calibration, Inputs, Samples};
 use crate::driver::pass::{PassContext, PassError};
 use crate::plan::Set;
 use basisopt_ir::{Graph, NodeId, Tensor, ValueId};
-use faer::Mat;
+use faer::{Mat, MatRef};
 use std::collections::BTreeMap;
 
 /// Inputs that losses are measured on.
@@ -30,12 +30,20 @@ impl Measured {
     pub fn of(graph: &Graph, set: &Set, moments: &[Moments]) -> Result<Self, PassError> {
         let layer = &set.layers[0];
         let centred = set.layers.iter().all(|l| can_shift(graph, l));
+        let tensor_error = |source| PassError::Tensor { node: layer.label.clone(), source };
+        let weight = graph.constant_value(layer.weight);
+        let matrices = weight.map(|w| layer.matrices(&w)).transpose().map_err(tensor_error)?.unwrap_or_default();
+        let shrink = shrinkage(layer.n_columns, moments.iter().map(|m| m.n).sum());
         let mut groups = Vec::new();
         let mut spectrum = vec![0.0; layer.full_rank()];
         for g in 0..layer.groups {
             let parts: Vec<_> = moments.iter().map(|m| m.centred(g, centred)).collect();
             let mut outputs = Mat::<f64>::zeros(layer.n_rows, layer.n_rows);
             parts.iter().for_each(|c| outputs += &c.yy);
+            if let Some(h) = matrices.get(g) {
+                let map = MatRef::from_row_major_slice(h, layer.n_rows, layer.n_columns);
+                outputs = shrunk_outputs(outputs, map, shrink);
+            }
             let identity = Mat::<f64>::identity(layer.n_rows, layer.n_rows);
             let error = |_| PassError::Svd {
                 node: layer.label.clone(),

@@ -33,10 +33,7 @@ pub(crate) struct Fit {
 impl Fit {
     /// The fit of a map to second moments of its inputs.
     pub fn of(map: Mat<f64>, xx: &Mat<f64>) -> Result<Self, NoConvergence> {
-        let mut spread = Mat::zeros(map.nrows(), map.ncols());
-        matmul(spread.as_mut(), Accum::Replace, map.as_ref(), xx.as_ref(), 1.0, Par::Seq);
-        let mut outputs = Mat::zeros(map.nrows(), map.nrows());
-        matmul(outputs.as_mut(), Accum::Replace, spread.as_ref(), map.transpose(), 1.0, Par::Seq);
+        let outputs = outputs(&map, xx);
         Self::along(map, &outputs)
     }
 
@@ -47,10 +44,9 @@ impl Fit {
         Ok(Self { map, directions, spectrum })
     }
 
-    /// How many directions have any variance.
-    pub fn effective_rank(&self) -> usize {
-        let largest = self.spectrum.first().copied().unwrap_or(0.0);
-        self.spectrum.iter().take_while(|&&v| v > DEFICIENT * largest).count()
+    /// How many directions of the outputs have any variance, for inputs with these second moments.
+    pub fn effective_rank(&self, xx: &Mat<f64>) -> Result<usize, NoConvergence> {
+        n_directions(&outputs(&self.map, xx))
     }
 
     /// What the first directions keep of an output.
@@ -92,6 +88,53 @@ impl Fit {
         matmul(coefficients.as_mut(), Accum::Replace, directions, mixing, 1.0, Par::Seq);
         Ok(Factors { coefficients: row_major(coefficients.as_ref()), basis: inner.basis, rank })
     }
+}
+
+/// `B·H·Bᵀ`.
+fn outputs(map: &Mat<f64>, xx: &Mat<f64>) -> Mat<f64> {
+    let mut spread = Mat::zeros(map.nrows(), map.ncols());
+    matmul(spread.as_mut(), Accum::Replace, map.as_ref(), xx.as_ref(), 1.0, Par::Seq);
+    let mut outputs = Mat::zeros(map.nrows(), map.nrows());
+    matmul(outputs.as_mut(), Accum::Replace, spread.as_ref(), map.transpose(), 1.0, Par::Seq);
+    outputs
+}
+
+/// How many directions of a second moment have any variance.
+pub(crate) fn n_directions(outputs: &Mat<f64>) -> Result<usize, NoConvergence> {
+    let (values, _) = eigen(outputs)?;
+    let largest = values.first().copied().unwrap_or(0.0);
+    Ok(values.iter().take_while(|&&v| v > DEFICIENT * largest && v > 0.0).count())
+}
+
+/// How far second moments of `d` inputs estimated from `n` rows are moved towards those of inputs that all vary
+/// alike: the relative size of the error of such an estimate. Without it, a layer with fewer rows than
+/// inputs seems to need no more directions than there are rows.
+pub(crate) fn shrinkage(d: usize, n: usize) -> f64 {
+    d as f64 / n.max(1) as f64
+}
+
+/// Second moments of inputs, moved.
+pub(crate) fn shrunk(xx: &Mat<f64>, amount: f64) -> Mat<f64> {
+    let d = xx.nrows();
+    let mean = (0..d).map(|i| xx[(i, i)]).sum::<f64>() / (d as f64).max(1.0);
+    let mut moved = xx.clone();
+    (0..d).for_each(|i| moved[(i, i)] += amount * mean);
+    moved
+}
+
+/// Second moments of the outputs of a map, moved as those of its inputs would be.
+pub(crate) fn shrunk_outputs(yy: Mat<f64>, map: MatRef<'_, f64>, amount: f64) -> Mat<f64> {
+    let p = map.nrows();
+    let mut moved = yy;
+    let mut square = Mat::zeros(p, p);
+    matmul(square.as_mut(), Accum::Replace, map, map.transpose(), 1.0, Par::Seq);
+    let trace = |m: &Mat<f64>| (0..p).map(|i| m[(i, i)]).sum::<f64>();
+    let (variance, norm) = (trace(&moved), trace(&square));
+    if norm > 0.0 {
+        let scale = amount * variance / norm;
+        (0..p).for_each(|j| (0..p).for_each(|i| moved[(i, j)] += scale * square[(i, j)]));
+    }
+    moved
 }
 
 /// Ridge regression on inputs with given second moments: `B = (C + λW)·(H + λI)⁻¹`.

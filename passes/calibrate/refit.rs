@@ -86,8 +86,8 @@ fn fit_layer(walk: &mut Walk<'_>, layer: Layer, seed: u64) -> Result<Option<Refi
     matrices.iter_mut().flatten().for_each(|v| *v *= scale);
     let weights: Vec<_> = matrices.iter().map(|h| MatRef::from_row_major_slice(h, p, d)).collect();
     let around = if about_means { Surroundings::of(walk, layer.node) } else { Surroundings::default() };
-    // Rows are kept for ReLUs only, and those play no part here.
-    let around = Surroundings { relu: false, ..around };
+    // Rows are kept for rectifiers only, and those play no part here.
+    let around = Surroundings { rectifier: None, ..around };
     let gathered = gather(walk, &layer, &view, around, seed)?;
     let ridge = choose_ridge(&gathered, &weights, about_means);
     let mut all = gathered.train.clone();

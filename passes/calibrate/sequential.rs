@@ -9,10 +9,12 @@
 //!   layer corrects what the shortcut has lost (`y + s − ŝ`);
 //! - where a ReLU follows, a wrong negative value costs nothing. The target of a row whose right value is
 //!   not positive is whatever non-positive value is predicted, or zero; regression and targets take turns
-//!   (after Zhang, Zou, He, Sun 2015).
+//!   (after Zhang, Zou, He, Sun 2015). Likewise above the upper bound of a `Clip`.
 
 use crate::calibrate::bias::{can_shift, scale};
-use crate::calibrate::fit::{Fit, Ridge, cross, predict, residual, variance};
+use crate::calibrate::fit::{
+    Fit, Ridge, cross, n_directions, predict, residual, shrinkage, shrunk, shrunk_outputs, variance,
+};
 use crate::calibrate::moments::{Centred, Moments};
 use crate::calibrate::observe::observe;
 use crate::calibrate::refit::{self, Refit};
@@ -34,7 +36,7 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 
 /// Ridges that are tried on rows held out, relative to the mean input variance.
-const RIDGES: [f64; 5] = [1e-6, 1e-5, 1e-4, 1e-3, 1e-2];
+const RIDGES: [f64; 7] = [1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0];
 /// The ridge where there are too few batches to hold any out.
 const RIDGE: f64 = 1e-4;
 /// Every so many batches one is held out.
@@ -109,15 +111,19 @@ fn by_outputs(
     let centred = set.layers.iter().all(|l| can_shift(graph, l));
     let groups: Vec<Vec<Centred>> =
         (0..layer.groups).map(|g| moments.iter().map(|m| m.centred(g, centred)).collect()).collect();
-    let mut fits = Vec::new();
+    let n_rows = moments.iter().map(|m| m.n).sum();
+    let (mut fits, mut there) = (Vec::new(), 0);
     for (group, h) in groups.iter().zip(&matrices) {
         // Within each layer about its own mean: where the means differ, biases differ as well.
         let mut outputs = Mat::<f64>::zeros(layer.n_rows, layer.n_rows);
         group.iter().for_each(|c| outputs += &c.yy);
-        let map = MatRef::from_row_major_slice(h, layer.n_rows, layer.n_columns).to_owned();
-        fits.push(Fit::along(map, &outputs).map_err(|_| no_convergence(layer))?);
+        let map = MatRef::from_row_major_slice(h, layer.n_rows, layer.n_columns);
+        there = there.max(n_directions(&outputs).map_err(|_| no_convergence(layer))?);
+        let outputs = shrunk_outputs(outputs, map, shrinkage(layer.n_columns, n_rows));
+        fits.push(Fit::along(map.to_owned(), &outputs).map_err(|_| no_convergence(layer))?);
     }
-    let rank = match rank(cx, layer, choice, &fits) {
+    let there = if n_rows < 2 * layer.n_columns { layer.full_rank() } else { there };
+    let rank = match rank(cx, layer, choice, &fits, there) {
         Ok(rank) => rank,
         Err(refusal) => return Ok(Err(refusal)),
     };
@@ -145,7 +151,8 @@ fn by_outputs(
             method: Method::Output,
             error: share,
             held_out: None,
-            n_rows: moments.iter().map(|m| m.n).sum(),
+            ridge: None,
+            n_rows,
         }),
         ..Plan::default()
     };
@@ -244,8 +251,27 @@ fn layer_at(set: &Set, node: NodeId) -> &Layer {
 pub(crate) struct Surroundings {
     /// What it is added to, if that is there already in both networks.
     pub shortcut: Option<ValueId>,
-    /// Whether a ReLU comes next, and nothing else looks at the values before it.
-    pub relu: bool,
+    /// The upper bound of the rectifier that comes next, infinite for a ReLU, where nothing else looks at
+    /// the values before it.
+    pub rectifier: Option<f64>,
+}
+
+/// The upper bound of a ReLU, or of a `Clip` from zero on.
+fn rectifier(graph: &Graph, node: NodeId) -> Option<f64> {
+    let bound = |slot| -> Option<f64> {
+        let value = graph.node_input(node, slot)?;
+        graph.constant_value(value)?.to_f64s().ok()?.first().copied()
+    };
+    match &graph.node(node).op {
+        Op::Relu(_) => Some(f64::INFINITY),
+        Op::Clip(op) => {
+            let low = op.min.map(f64::from).or_else(|| bound(1));
+            let no_high = op.max.is_none() && graph.node_input(node, 2).is_none();
+            let high = op.max.map(f64::from).or_else(|| bound(2)).or(no_high.then_some(f64::INFINITY));
+            high.filter(|&h| low == Some(0.0) && h > 0.0)
+        }
+        _ => None,
+    }
 }
 
 impl Surroundings {
@@ -258,16 +284,14 @@ impl Surroundings {
         let value = ValueId::of(node);
         let Some(reader) = only_reader(value) else { return Self::default() };
         match &graph.node(reader.node).op {
-            Op::Relu(_) => Self { shortcut: None, relu: true },
             Op::Add(_) => {
                 let other = graph.node_input(reader.node, 1 - (reader.slot as usize).min(1));
                 let there = |v: &ValueId| walk.is_there(*v) && walk.shape(*v) == walk.shape(value);
                 let Some(shortcut) = other.filter(there) else { return Self::default() };
                 let next = only_reader(ValueId::of(reader.node));
-                let relu = next.is_some_and(|n| matches!(graph.node(n.node).op, Op::Relu(_)));
-                Self { shortcut: Some(shortcut), relu }
+                Self { shortcut: Some(shortcut), rectifier: next.and_then(|n| rectifier(graph, n.node)) }
             }
-            _ => Self::default(),
+            _ => Self { shortcut: None, rectifier: rectifier(graph, reader.node) },
         }
     }
 }
@@ -324,7 +348,7 @@ pub(crate) fn gather(
     };
     let new = || Moments::new(layer.groups, view.n_inputs, view.n_outputs);
     let (mut train, mut held_out, mut rows) = (new(), new(), Rows::default());
-    let keep_rows = around.relu && layer.groups == 1;
+    let keep_rows = around.rectifier.is_some() && layer.groups == 1;
     walk.each(look, |batch, mut found| {
         if let Some((s, compressed)) = &found.shortcut {
             found.y.iter_mut().zip(s).for_each(|(y, s)| *y += s);
@@ -398,26 +422,34 @@ fn fit_layer(
     let mut all = gathered.train.clone();
     gathered.held_out.iter().for_each(|m| all.merge(m));
 
+    let shrink = shrinkage(layer.n_columns, all.n);
+    let mut there = 0;
     let fit = |m: &Centred, weight: MatRef<'_, f64>| -> Result<(Option<Ridge>, Fit), NoConvergence> {
         let ridge = Ridge::new(&m.xx, ridge);
         let map = ridge.as_ref().and_then(|r| r.map(&m.yx, weight)).unwrap_or_else(|| weight.to_owned());
-        Ok((ridge, Fit::of(map, &m.xx)?))
+        Ok((ridge, Fit::of(map, &shrunk(&m.xx, shrink))?))
     };
     let centred: Vec<Centred> = (0..layer.groups).map(|g| all.centred(g, about_means)).collect();
     let fitted: Result<Vec<_>, _> = centred.par_iter().zip(&weights).map(|(m, w)| fit(m, *w)).collect();
     let (ridges, mut fits): (Vec<_>, Vec<Fit>) =
         fitted.map_err(|_| no_convergence(layer))?.into_iter().unzip();
-    let rank = match rank(cx, layer, choice, &fits) {
+    for (fit, m) in fits.iter().zip(&centred) {
+        there = there.max(fit.effective_rank(&m.xx).map_err(|_| no_convergence(layer))?);
+    }
+    // With fewer rows than directions some only seem to be dead.
+    let there = if all.n < 2 * layer.n_columns { layer.full_rank() } else { there };
+    let found = rank(cx, layer, choice, &fits, there);
+    let rank = match found {
         Ok(rank) => rank,
         Err(refusal) => return Ok(Err(refusal)),
     };
     let mut means: Vec<Vec<f64>> = centred.iter().map(|m| m.y_mean.clone()).collect();
-    if let (true, Some(solver)) = (around.relu && layer.groups == 1, &ridges[0]) {
+    if let (Some(high), 1, Some(solver)) = (around.rectifier, layer.groups, &ridges[0]) {
         for _ in 0..TURNS {
             let factors = fits[0].truncate(rank).map_err(|_| no_convergence(layer))?;
-            let (yx, mean) = targets(&gathered.rows, layer, &factors, &centred[0].x_mean, &means[0]);
+            let (yx, mean) = targets(&gathered.rows, layer, &factors, (&centred[0].x_mean, &means[0]), high);
             let Some(map) = solver.map(&yx, weights[0]) else { break };
-            fits[0] = Fit::of(map, &centred[0].xx).map_err(|_| no_convergence(layer))?;
+            fits[0] = Fit::of(map, &shrunk(&centred[0].xx, shrink)).map_err(|_| no_convergence(layer))?;
             means[0] = mean;
         }
     }
@@ -451,7 +483,7 @@ fn fit_layer(
         energy: 1.0 - share,
         discarded: error,
         bias_shift: about_means.then_some(shift),
-        fit: Some(FitQuality { method: Method::Sequential, error: share, held_out, n_rows }),
+        fit: Some(FitQuality { method: Method::Sequential, error: share, held_out, n_rows, ridge: Some(ridge) }),
         ..Plan::default()
     };
     Ok(plan.measured(layer, &matrices))
@@ -462,8 +494,8 @@ fn targets(
     rows: &Rows,
     layer: &Layer,
     factors: &Factors,
-    x_mean: &[f64],
-    y_mean: &[f64],
+    (x_mean, y_mean): (&[f64], &[f64]),
+    high: f64,
 ) -> (Mat<f64>, Vec<f64>) {
     let (p, d) = (layer.n_rows, layer.n_columns);
     let n = rows.x.len() / d;
@@ -481,8 +513,12 @@ fn targets(
             let mut y = predict(factors, &x, p, d);
             for (k, y) in y.iter_mut().enumerate() {
                 let added = added.get(k).copied().unwrap_or(0.0);
-                let before_relu = *y + y_mean[k % p] + added;
-                let target = if wanted[k] > 0.0 { wanted[k] } else { before_relu.min(0.0) };
+                let predicted = *y + y_mean[k % p] + added;
+                let target = match wanted[k] {
+                    right if right <= 0.0 => predicted.min(0.0),
+                    right if right >= high => predicted.max(high),
+                    right => right,
+                };
                 *y = target - added;
             }
             (cross(&y, &x, p, d), column_sums(&y, p))
@@ -533,10 +569,11 @@ fn rank(
     layer: &Layer,
     choice: &Choice<'_>,
     fits: &[Fit],
+    there: usize,
 ) -> Result<usize, Refusal> {
     let spectra: Vec<Vec<f64>> = fits.iter().map(|f| f.spectrum.clone()).collect();
     let wanted = choice.rank(layer, &spectra)?;
-    let there = fits.iter().map(Fit::effective_rank).max().unwrap_or(0).max(1);
+    let there = there.max(1);
     if there < wanted {
         let message = format!(
             "its outputs vary in {there} directions only (dead channels, or inputs that depend on each other): rank {there} instead of {wanted} loses nothing"

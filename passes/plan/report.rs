@@ -43,6 +43,7 @@ pub(super) fn factored(graph: &mut Graph, cx: &mut PassContext<'_>, set: &Set, p
     if let Some(fit) = plan.fit {
         values.push(("output_error", fit.error));
         values.extend(fit.held_out.map(|h| ("held_out_error", h)));
+        values.extend(fit.ridge.map(|r| ("ridge", r)));
         values.push(("n_rows", fit.n_rows as f64));
     }
     let method = plan.fit.map_or(String::new(), |f| format!(",\"method\":\"{}\"", f.method.name()));

@@ -130,6 +130,17 @@ pub(crate) enum MethodArg {
     Sequential,
 }
 
+impl MethodArg {
+    /// The name in pipelines and reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::Output => "output",
+            Self::Sequential => "sequential",
+        }
+    }
+}
+
 /// The result as JSON.
 #[derive(Serialize)]
 struct JsonReport<'a> {
@@ -332,12 +343,7 @@ fn pipeline(args: &Args, has_data: bool) -> Result<Pipeline, Usage> {
         }
     }
     let multiple = args.multiple.as_ref().map(|n| format!(":multiple={n}")).unwrap_or_default();
-    let method = match args.method {
-        Some(MethodArg::Weights) => ":method=weights",
-        Some(MethodArg::Output) => ":method=output",
-        Some(MethodArg::Sequential) => ":method=sequential",
-        None => "",
-    };
+    let method = args.method.map_or(String::new(), |m| format!(":method={}", m.name()));
     let energy = args.energy.as_deref().or((!has_data && args.budget.is_none()).then_some(DEFAULT_ENERGY));
     let mut text = "freeze-weights,@fold".to_owned();
     match (&args.ranks, energy) {
@@ -399,7 +405,7 @@ fn layers(cost: &Cost, report: &Report) -> Vec<Layer> {
     let remarks: Vec<_> = report.remarks().filter(|r| PASSES.contains(&r.pass.as_str())).collect();
     let layer = |layer: &cost::LayerCost| {
         let said = |kind| remarks.iter().find(move |r| r.node == layer.label && r.kind == kind);
-        let applied = said(RemarkKind::Applied);
+        let applied = said(RemarkKind::Applied).filter(|r| r.code == "factored");
         let refused = said(RemarkKind::Refused);
         // Refusals carry the numbers they know, such as the rank that would not have paid.
         let value = |key: &str| applied.or(refused).and_then(|r| r.values.get(key)).copied();
@@ -479,6 +485,9 @@ fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> V
             100.0 * a.share,
             a.n
         ));
+    }
+    if let Some(error) = measured.output_error.filter(|_| measured.agreement.is_none()) {
+        lines.push(format!("relative error of the outputs: {error:.4} (root of squared error over variance)"));
     }
     if let Some(worst) = measured.outputs.iter().max_by(|a, b| a.max_rel.total_cmp(&b.max_rel)) {
         lines.push(match worst.max_rel {

@@ -26,6 +26,7 @@ mod pipeline;
 mod print;
 mod progress;
 mod samples;
+mod sweep;
 mod table;
 mod watch;
 mod work;
@@ -63,8 +64,10 @@ struct Cli {
 enum Command {
     /// Run passes over a network, in the order of their flags.
     Opt(opt::Args),
-    /// Fold, factorise by energy, clean up, compare, report: the recipe in one command.
+    /// Fold, choose ranks for a budget, factorise, compare, report: the recipe in one command.
     Compress(compress::Args),
+    /// Try many budgets in one run: a table, CSV, JSON and a page with curves, spectra and ranks.
+    Sweep(sweep::Args),
     /// Show every layer: shape, cost, spectrum, ranks, and why it can or cannot be factored.
     Inspect(inspect::Args),
     /// Print a network as text (.bir) or as a drawing (DOT).
@@ -134,6 +137,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Opt(args) => opt::run(args, globals),
         Command::Compress(args) => compress::run(args, globals),
+        Command::Sweep(args) => sweep::run(args, globals),
         Command::Inspect(args) => inspect::run(args, globals),
         Command::Print(args) => print::run(args, globals),
         Command::Diff(args) => diff::run(args, globals),

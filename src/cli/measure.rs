@@ -28,7 +28,7 @@ pub(crate) struct Measured {
     pub calibration: Option<String>,
     pub accuracy: Option<Accuracy>,
     pub agreement: Option<Agreement>,
-    /// Squared error of the outputs relative to their variance over inputs.
+    /// Root of the squared error of the outputs relative to their variance over inputs.
     pub output_error: Option<f64>,
     /// How many inputs the outputs were compared on.
     pub n_compared: usize,
@@ -130,7 +130,7 @@ fn on_data(
     let a = Outputs::of(&before.into_program(), dataset, preprocess, &mut show, &keep_going)?;
     let mut show = |i: usize| progress.update(n + i, 2 * n, "the result");
     let b = Outputs::of(&after.into_program(), dataset, preprocess, &mut show, &keep_going)?;
-    measured.output_error = a.error(&b);
+    measured.output_error = a.error(&b).map(f64::sqrt);
     // Only outputs that look like class scores can be right, or agree on a class.
     let share = |hits: &[bool]| hits.iter().filter(|h| **h).count() as f64 / hits.len().max(1) as f64;
     match a.hits()?.zip(b.hits()?) {

@@ -60,6 +60,11 @@ pub(crate) fn emit(text: &str) -> anyhow::Result<()> {
     }
 }
 
+/// A number to four digits: what a picture needs, and no more.
+pub(crate) fn significant(value: f64) -> f64 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}
+
 /// A name of at most `width` characters, the middle left out of longer ones: both ends of a node's
 /// name tell more than its middle.
 pub(crate) fn shorten(name: &str, width: usize) -> String {
