@@ -28,8 +28,8 @@
 //! - More than one filter per group (`depthwise.bir`).
 //! - The convolution is not itself a basis or its coefficients (`already-factored.bir`).
 //! - With `guard=on`, the factors need fewer multiply-adds (`past-break-even.bir`).
-//! - `include=` and `exclude=` agree (`excluded.bir`, `not-included.bir`), and a ranks file has a rank
-//!   for it (`not-listed.bir`).
+//! - `include=` and `exclude=` agree (`excluded.bir`, `not-included.bir`), and a ranks file, or
+//!   `allocate-ranks`, has a rank for it (`not-listed.bir`).
 //!
 //! ## Numerics
 //!
@@ -42,15 +42,18 @@
 //! every group keeps that share. A pair costs `Q·(D + P)` per position against `P·D`, so the
 //! break-even rank is `P·D/(P + D)`.
 //!
+//! With data, factors are fitted to outputs instead (`method=output`, `method=sequential`): see
+//! `calibrate/sequential.rs` and `docs/numerics.md`.
+//!
 //! ## Options
 //!
-//! `energy`, `ratio`, `rank`, `ranks`, `multiple`, `guard`, `include`, `exclude`: see
+//! `energy`, `ratio`, `rank`, `ranks`, `method`, `refit`, `multiple`, `guard`, `include`, `exclude`: see
 //! `basisopt passes factorize-conv`. The paper's bare rule is `energy=t:guard=off`.
 //!
 //! ## Pipeline
 //!
 //! After `fold-batch-norm`, so that the scale of every filter counts in its energy; the paper itself
-//! decomposes unfolded weights.
+//! decomposes unfolded weights. After `allocate-ranks`, if ranks are to keep to a budget.
 
 use crate::calibrate::bias::shifted;
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo, tensor_error};

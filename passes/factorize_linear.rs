@@ -33,7 +33,7 @@
 //!
 //! ## Pipeline
 //!
-//! Anywhere after `fold-constants`; the paper leaves linear layers whole, and so does `compress`.
+//! Anywhere after `fold-constants`, after `factorize-conv` where both run; the paper leaves linear layers whole.
 
 use crate::calibrate::bias::shifted;
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo, tensor_error};

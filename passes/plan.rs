@@ -53,6 +53,8 @@ pub(crate) struct Selection {
     pub include: Option<Globs>,
     /// Not these, by label.
     pub exclude: Option<Globs>,
+    /// Whether this is a trial of `allocate-ranks`, which may have allotted nothing to layers of this kind.
+    pub is_trial: bool,
 }
 
 impl Selection {
@@ -66,6 +68,7 @@ impl Selection {
             guard: true,
             include: None,
             exclude: None,
+            is_trial: true,
         }
     }
 
@@ -85,6 +88,7 @@ impl Selection {
             guard: options.switch("guard", true),
             include: options.globs("include"),
             exclude: options.globs("exclude"),
+            is_trial: false,
         })
     }
 }
@@ -242,11 +246,12 @@ fn table(
     match &selection.rule {
         Some(RankRule::File(path)) => {
             let table = RankTable::read(path, cx)?;
-            check_table(&table, path, sets)?;
+            check_table(graph, &table, path, sets)?;
             Ok(Some(table))
         }
         Some(RankRule::Allocated) => match allotted() {
             Some(table) => Ok(Some(table)),
+            None if sets.is_empty() || selection.is_trial => Ok(Some(RankTable::default())),
             None => Err(PassError::Missing(
                 "ranks=allocated: no ranks were allotted; put allocate-ranks before this pass".to_owned(),
             )),
@@ -387,7 +392,7 @@ fn keep(graph: &Graph, selection: &Selection, set: &Set) -> Result<(), Refusal> 
     Ok(())
 }
 
-fn check_table(table: &RankTable, path: &str, sets: &[Set]) -> Result<(), PassError> {
+fn check_table(graph: &Graph, table: &RankTable, path: &str, sets: &[Set]) -> Result<(), PassError> {
     let labels: Vec<String> = sets.iter().flat_map(|s| &s.layers).map(|l| l.label.clone()).collect();
     let error = |reason| Err(PassError::File { option: "ranks", path: path.to_owned(), reason });
     if table.is_positional() && table.n_ranks() != sets.len() {
@@ -397,12 +402,17 @@ fn check_table(table: &RankTable, path: &str, sets: &[Set]) -> Result<(), PassEr
             sets.len()
         ));
     }
-    match table.unknown(&labels)[..] {
-        [] => Ok(()),
-        [name, ..] => {
+    // One file may hold the ranks of both kinds of layers.
+    let is_layer = |name: &str| {
+        let mut nodes = graph.node_ids().filter(|&id| graph.node(id).label() == name);
+        nodes.any(|id| Layer::any(graph, id).is_some())
+    };
+    match table.unknown(&labels).into_iter().find(|name| !is_layer(name)) {
+        None => Ok(()),
+        Some(name) => {
             let hint = crate::driver::options::closest(name, labels.iter().map(String::as_str));
             let hint = hint.map(|h| format!(" (did you mean {h:?}?)")).unwrap_or_default();
-            error(format!("no layer {name:?} can be factored here{hint}"))
+            error(format!("there is no layer {name:?}{hint}"))
         }
     }
 }

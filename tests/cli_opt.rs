@@ -359,7 +359,7 @@ fn compress_reports_cost_accuracy_and_agreement() {
     );
 
     // Without settings beside it, random inputs have to do; the table is for people.
-    let (stdout, stderr) = b.run(0, &["compress", "m.onnx", "--energy", "1", "--no-bench", "--report"]);
+    let (stdout, stderr) = b.run(0, &["compress", "m.onnx", "--energy", "1", "--no-bench", "--layers"]);
     assert!(stdout.contains("random inputs") && stdout.contains("left alone because"), "{stdout}");
     assert!(stderr.contains("nothing was written"), "{stderr}");
 }

@@ -75,9 +75,37 @@ fn spend(layers: &[Vec<Choice>], chosen: &mut [usize], budget: f64) {
                 }
             }
         }
-        let Some((_, l, i)) = best else { return };
+        let Some((_, l, i)) = best else { break };
         left -= layers[l][i].cost - layers[l][chosen[l]].cost;
         chosen[l] = i;
+    }
+    // Then on a step up paid for by a step down elsewhere, as long as both together lower the loss.
+    let step = |l: usize, from: usize, up: bool| {
+        let now = layers[l][from].cost;
+        let better = |c: &&Choice| if up { c.cost > now } else { c.cost < now };
+        let nearest = layers[l].iter().filter(better).min_by(|a, b| {
+            (a.cost - now).abs().total_cmp(&(b.cost - now).abs())
+        });
+        nearest.and_then(|n| layers[l].iter().position(|c| std::ptr::eq(c, n)))
+    };
+    for _ in 0..layers.len() {
+        let mut best: Option<(f64, [(usize, usize); 2], f64)> = None;
+        for up in 0..layers.len() {
+            let Some(to) = step(up, chosen[up], true) else { continue };
+            let (now, then) = (layers[up][chosen[up]], layers[up][to]);
+            for down in (0..layers.len()).filter(|&d| d != up) {
+                let Some(low) = step(down, chosen[down], false) else { continue };
+                let (was, less) = (layers[down][chosen[down]], layers[down][low]);
+                let more = then.cost - now.cost + less.cost - was.cost;
+                let gain = now.loss - then.loss + was.loss - less.loss;
+                if gain > 0.0 && more <= left && best.is_none_or(|(g, _, _)| gain > g) {
+                    best = Some((gain, [(up, to), (down, low)], more));
+                }
+            }
+        }
+        let Some((_, steps, more)) = best else { return };
+        left -= more;
+        steps.into_iter().for_each(|(l, i)| chosen[l] = i);
     }
 }
 

@@ -106,23 +106,21 @@ pub(crate) fn n_directions(outputs: &Mat<f64>) -> Result<usize, NoConvergence> {
     Ok(values.iter().take_while(|&&v| v > DEFICIENT * largest && v > 0.0).count())
 }
 
-/// How far second moments of `d` inputs estimated from `n` rows are moved towards those of inputs that all vary
-/// alike: the relative size of the error of such an estimate. Without it, a layer with fewer rows than
-/// inputs seems to need no more directions than there are rows.
+/// How far second moments of `d` inputs estimated from `n` rows are moved towards those of inputs that vary
+/// independently of each other: the relative size of the error of such an estimate. Without it, a layer with
+/// fewer rows than inputs seems to need no more directions than there are rows.
 pub(crate) fn shrinkage(d: usize, n: usize) -> f64 {
     d as f64 / n.max(1) as f64
 }
 
-/// Second moments of inputs, moved.
+/// Second moments of inputs, moved. Inputs that never vary stay so.
 pub(crate) fn shrunk(xx: &Mat<f64>, amount: f64) -> Mat<f64> {
-    let d = xx.nrows();
-    let mean = (0..d).map(|i| xx[(i, i)]).sum::<f64>() / (d as f64).max(1.0);
     let mut moved = xx.clone();
-    (0..d).for_each(|i| moved[(i, i)] += amount * mean);
+    (0..xx.nrows()).for_each(|i| moved[(i, i)] *= 1.0 + amount);
     moved
 }
 
-/// Second moments of the outputs of a map, moved as those of its inputs would be.
+/// Second moments of the outputs of a map, moved as if its inputs, which are not known, all varied alike.
 pub(crate) fn shrunk_outputs(yy: Mat<f64>, map: MatRef<'_, f64>, amount: f64) -> Mat<f64> {
     let p = map.nrows();
     let mut moved = yy;

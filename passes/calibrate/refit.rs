@@ -46,7 +46,11 @@ pub(crate) fn applies(graph: &Graph, id: NodeId, exclude: Option<&Globs>) -> boo
         constant.is_some_and(|v| graph.n_readers(v) == 1)
     };
     match &graph.node(id).op {
-        Op::BatchNormalization(op) => op.training_mode == 0 && own(3) && own(4),
+        // It gets new constants, so it does not matter who else reads the old ones.
+        Op::BatchNormalization(op) => {
+            let constant = |slot| graph.node_input(id, slot).is_some_and(|v| graph.constant_value(v).is_some());
+            op.training_mode == 0 && constant(3) && constant(4)
+        }
         // The basis of a pair has to stay orthonormal.
         Op::Conv(_) => match Layer::conv(graph, id) {
             Err(refusal) => refusal.code == "depthwise" && own(1),

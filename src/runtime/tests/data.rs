@@ -242,3 +242,39 @@ fn a_corrupt_image_is_named() {
     let error = Dataset::open(empty.path(), &DatasetOptions::default()).unwrap_err().to_string();
     assert!(error.contains(".webp"), "{error}");
 }
+
+#[test]
+fn the_two_parts_of_a_split_share_nothing_and_leave_nothing_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.npy");
+    std::fs::write(&path, npy("|u1", "(20, 1, 1, 1)", &(0..20).collect::<Vec<u8>>())).unwrap();
+    let values = |d: &Dataset| firsts(&read(d, &[1, 1, 1, 1]).unwrap());
+    let (a, b) = open(&path).split(7, 3);
+    assert_eq!((a.len(), b.len()), (7, 13));
+    assert!(values(&a).is_sorted() && values(&b).is_sorted());
+    let mut all = [values(&a), values(&b)].concat();
+    all.sort_by(f32::total_cmp);
+    assert_eq!(all, (0..20).map(|i| i as f32).collect::<Vec<_>>());
+    // The same for the same seed, of the rest as well; other ones for another.
+    assert_eq!(values(&open(&path).split(7, 3).0), values(&a));
+    assert_ne!(values(&open(&path).split(7, 4).0), values(&a));
+    let (c, d) = b.split(100, 0);
+    assert_eq!((c.len(), d.len()), (13, 0));
+}
+
+#[test]
+fn reading_can_begin_at_any_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.npy");
+    std::fs::write(&path, npy("|u1", "(7, 1, 1, 1)", &(0..7).collect::<Vec<u8>>())).unwrap();
+    let dataset = open(&path);
+    let from = |first| -> Vec<f32> {
+        let (preprocess, input) = (raw(), input(&[2, 1, 1, 1]));
+        let batches: Vec<Batch> =
+            dataset.batches_from(&preprocess, &input, first).unwrap().collect::<Result<_, _>>().unwrap();
+        firsts(&batches)
+    };
+    assert_eq!(from(0), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+    assert_eq!(from(2), [4.0, 5.0, 6.0]);
+    assert_eq!(from(9), [] as [f32; 0]);
+}

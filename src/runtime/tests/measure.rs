@@ -4,7 +4,7 @@
 mod common;
 
 use basisopt_runtime::{
-    BenchOptions, BenchProgress, Dataset, DatasetOptions, LoadOptions, Preprocess, Session, agreement, bench,
+    BenchOptions, BenchProgress, Dataset, DatasetOptions, LoadOptions, Outputs, Preprocess, Session, agreement, bench,
     evaluate,
 };
 use common::*;
@@ -144,4 +144,49 @@ fn a_benchmark_measures_each_network_each_round() {
     assert_eq!(results[0].time_ratio, 1.0);
     let stopped = bench(&sources, &options, &mut |_| false).unwrap();
     assert_eq!(stopped[0].n_runs, 1);
+}
+
+#[test]
+fn outputs_that_are_kept_count_as_the_evaluation_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let images = [(0, 0), (1, 1), (2, 2), (2, 0), (0, 0), (1, 1), (0, 2)];
+    let path = records(dir.path(), "images.bin", &images);
+    let dataset = Dataset::open(&path, &DatasetOptions::default()).unwrap();
+    for batch in [1, 3] {
+        let program = classifier(batch, 0).into_program();
+        let mut done = Vec::new();
+        let outputs =
+            Outputs::of(&program, &dataset, &Preprocess::default(), &mut |n| done.push(n), &|| true).unwrap();
+        assert_eq!((outputs.n_images(), outputs.is_complete), (7, true));
+        assert_eq!(done.last(), Some(&7));
+        assert_eq!(outputs.classes().unwrap(), [0, 1, 2, 0, 0, 1, 2].map(Some));
+        let hits = outputs.hits().unwrap().unwrap();
+        assert_eq!(hits, [true, true, true, false, true, true, false]);
+        assert_eq!(outputs.error(&outputs), Some(0.0));
+    }
+    let wrong = Preprocess { label_offset: 5, ..Preprocess::default() };
+    let outputs = Outputs::of(&classifier(1, 0).into_program(), &dataset, &wrong, &mut |_| {}, &|| true);
+    assert!(outputs.unwrap().hits().unwrap_err().to_string().contains("no class of the network"));
+}
+
+#[test]
+fn the_error_of_outputs_is_relative_to_what_varies() {
+    let dir = tempfile::tempdir().unwrap();
+    // Channel means of red, green and blue images, bytes over 255: 200/255 in one channel, 20/255 elsewhere.
+    let path = records(dir.path(), "images.bin", &[(0, 0), (1, 1), (2, 2)]);
+    let dataset = Dataset::open(&path, &DatasetOptions::default()).unwrap();
+    let outputs = |w: [f32; 9]| {
+        let mut model = colour_classifier(Named("N"), 32, 0);
+        model.graph.as_mut().unwrap().initializer = vec![tensor("w", &[3, 3], &w)];
+        let options = LoadOptions { batch: Some(1), ..LoadOptions::default() };
+        let program = Session::load(&source("w.onnx", &model), &options).unwrap().into_program();
+        Outputs::of(&program, &dataset, &Preprocess::default(), &mut |_| {}, &|| true).unwrap()
+    };
+    let original = outputs([1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);
+    // Half the scores: every element is off by half of itself. Σx² = 3·(200² + 2·20²), Σ(x − x̄)² = 3·(2/3)·180².
+    let half = outputs([0.5, 0.0, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0, 0.5]);
+    let wanted = 0.25 * 3.0 * (200.0f64.powi(2) + 2.0 * 20.0f64.powi(2)) / (2.0 * 180.0f64.powi(2));
+    assert!((original.error(&half).unwrap() - wanted).abs() < 1e-5);
+    // Scores that never vary have no scale to be relative to.
+    assert_eq!(outputs([0.0; 9]).error(&original), None);
 }
