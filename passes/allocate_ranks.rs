@@ -38,10 +38,11 @@ mod target;
 pub use survey::{Limits, Quantity, Sensitivity, Survey, Surveyed};
 pub use target::Target;
 
-use crate::driver::options::{Globs, OptionKind, OptionSpec, Options};
+use crate::driver::options::{Globs, OptionError, OptionKind, OptionSpec, Options};
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo};
 use crate::layer::Layer;
-use crate::plan::{Selection, Set, find_layers, rank_key};
+use crate::plan::{Selection, Set, check_table, find_layers, rank_key};
+use crate::ranks::RankTable;
 use basisopt_ir::Graph;
 
 /// See the [module documentation](self).
@@ -55,6 +56,12 @@ pub static INFO: PassInfo = PassInfo {
             kind: OptionKind::Target(&["macs", "params", "bytes", "energy", "drop"]),
             default: "macs:0.5",
             help: "macs, params or bytes to keep, as a share (0.36) or a number (45M); energy: share of the output's variance that every layer keeps; drop: points of accuracy that may be lost",
+        },
+        OptionSpec {
+            name: "ranks",
+            kind: OptionKind::File,
+            default: "not used",
+            help: "take the ranks from a file instead: a line `RANK NAME` per layer, the others stay whole",
         },
         OptionSpec {
             name: "by",
@@ -104,6 +111,8 @@ const NEGLIGIBLE: f64 = 1e-3;
 #[derive(Debug)]
 pub(crate) struct AllocateRanks {
     target: Target,
+    /// A file with ranks, instead of the target.
+    ranks: Option<String>,
     is_greedy: bool,
     limits: Limits,
     gate: bool,
@@ -113,8 +122,13 @@ pub(crate) struct AllocateRanks {
 }
 
 impl AllocateRanks {
-    fn read(options: &Options) -> Result<Self, crate::OptionError> {
+    fn read(options: &Options) -> Result<Self, OptionError> {
+        if options.get("ranks").is_some() && options.get("target").is_some() {
+            let message = "give a target, or ranks from a file, not both".to_owned();
+            return Err(OptionError::Conflict { pass: INFO.name.to_owned(), message });
+        }
         Ok(Self {
+            ranks: options.get("ranks").map(str::to_owned),
             target: Target::parse(options.get("target").unwrap_or("macs:0.5"))?,
             is_greedy: options.get("by") == Some("greedy"),
             limits: Limits { multiple: options.int("multiple").unwrap_or(1) },
@@ -141,6 +155,9 @@ impl Pass for AllocateRanks {
         if sets.is_empty() {
             return Ok(Outcome::Unchanged);
         }
+        if let Some(path) = &self.ranks {
+            return from_file(graph, cx, path, &sets);
+        }
         if cx.calibration.is_none() {
             let message = "there are no data: ranks come from the spectra of the weights, which say nothing about how sensitive the network is to each layer";
             cx.note("", "no-data", message);
@@ -154,13 +171,13 @@ impl Pass for AllocateRanks {
         };
         let mut n = 0;
         for (layer, rank) in survey.layers.iter().zip(&ranks) {
-            if !is_new(graph, layer, *rank) {
+            if !is_new(graph, &layer.labels, *rank) {
                 continue;
             }
             if !cx.spend() {
                 break;
             }
-            note_rank(graph, layer, *rank);
+            note_rank(graph, &layer.labels, *rank);
             let label = &layer.labels[0];
             match rank {
                 Some(rank) => {
@@ -200,13 +217,42 @@ fn text(rank: Option<usize>) -> String {
     rank.map_or_else(|| "whole".to_owned(), |r| r.to_string())
 }
 
-fn is_new(graph: &Graph, layer: &Surveyed, rank: Option<usize>) -> bool {
-    layer.labels.iter().any(|l| graph.metadata.get(&rank_key(l)) != Some(&text(rank)))
+fn is_new(graph: &Graph, labels: &[String], rank: Option<usize>) -> bool {
+    labels.iter().any(|l| graph.metadata.get(&rank_key(l)) != Some(&text(rank)))
 }
 
 /// Notes the rank of a layer, or that it stays whole, where the factorising passes look.
-fn note_rank(graph: &mut Graph, layer: &Surveyed, rank: Option<usize>) {
-    layer.labels.iter().for_each(|label| graph.annotate(rank_key(label), text(rank)));
+fn note_rank(graph: &mut Graph, labels: &[String], rank: Option<usize>) {
+    labels.iter().for_each(|label| graph.annotate(rank_key(label), text(rank)));
+}
+
+/// Notes the ranks of a file.
+fn from_file(
+    graph: &mut Graph,
+    cx: &mut PassContext<'_>,
+    path: &str,
+    sets: &[Set],
+) -> Result<Outcome, PassError> {
+    let table = RankTable::read(path, cx)?;
+    check_table(&table, path, sets)?;
+    let mut n = 0;
+    for (i, set) in sets.iter().enumerate() {
+        let labels: Vec<String> = set.layers.iter().map(|l| l.label.clone()).collect();
+        let rank = table.rank(i, labels.iter().map(String::as_str)).map(|r| r.min(set.layers[0].full_rank()));
+        if !is_new(graph, &labels, rank) {
+            continue;
+        }
+        if !cx.spend() {
+            break;
+        }
+        note_rank(graph, &labels, rank);
+        match rank {
+            Some(rank) => cx.applied(&labels[0], "allotted", format!("rank {rank}, from {path}"), &[]),
+            None => cx.applied(&labels[0], "whole", format!("stays whole: {path} has no rank for it"), &[]),
+        }
+        n += 1;
+    }
+    Ok(Outcome::of(n))
 }
 
 /// The sets that can be factored, of both kinds, in topological order.
@@ -240,7 +286,7 @@ impl Survey {
     /// Notes ranks in a graph, as the pass does.
     pub fn annotate(&self, graph: &mut Graph, ranks: &[Option<usize>]) {
         for (layer, rank) in self.layers.iter().zip(ranks) {
-            note_rank(graph, layer, *rank);
+            note_rank(graph, &layer.labels, *rank);
         }
     }
 }

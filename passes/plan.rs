@@ -246,7 +246,7 @@ fn table(
     match &selection.rule {
         Some(RankRule::File(path)) => {
             let table = RankTable::read(path, cx)?;
-            check_table(graph, &table, path, sets)?;
+            check_table(&table, path, sets)?;
             Ok(Some(table))
         }
         Some(RankRule::Allocated) => match allotted() {
@@ -392,7 +392,7 @@ fn keep(graph: &Graph, selection: &Selection, set: &Set) -> Result<(), Refusal> 
     Ok(())
 }
 
-fn check_table(graph: &Graph, table: &RankTable, path: &str, sets: &[Set]) -> Result<(), PassError> {
+pub(crate) fn check_table(table: &RankTable, path: &str, sets: &[Set]) -> Result<(), PassError> {
     let labels: Vec<String> = sets.iter().flat_map(|s| &s.layers).map(|l| l.label.clone()).collect();
     let error = |reason| Err(PassError::File { option: "ranks", path: path.to_owned(), reason });
     if table.is_positional() && table.n_ranks() != sets.len() {
@@ -402,17 +402,12 @@ fn check_table(graph: &Graph, table: &RankTable, path: &str, sets: &[Set]) -> Re
             sets.len()
         ));
     }
-    // One file may hold the ranks of both kinds of layers.
-    let is_layer = |name: &str| {
-        let mut nodes = graph.node_ids().filter(|&id| graph.node(id).label() == name);
-        nodes.any(|id| Layer::any(graph, id).is_some())
-    };
-    match table.unknown(&labels).into_iter().find(|name| !is_layer(name)) {
-        None => Ok(()),
-        Some(name) => {
+    match table.unknown(&labels)[..] {
+        [] => Ok(()),
+        [name, ..] => {
             let hint = crate::driver::options::closest(name, labels.iter().map(String::as_str));
             let hint = hint.map(|h| format!(" (did you mean {h:?}?)")).unwrap_or_default();
-            error(format!("there is no layer {name:?}{hint}"))
+            error(format!("no layer {name:?} can be factored here{hint}"))
         }
     }
 }

@@ -83,9 +83,10 @@ fn spend(layers: &[Vec<Choice>], chosen: &mut [usize], budget: f64) {
     let step = |l: usize, from: usize, up: bool| {
         let now = layers[l][from].cost;
         let better = |c: &&Choice| if up { c.cost > now } else { c.cost < now };
-        let nearest = layers[l].iter().filter(better).min_by(|a, b| {
-            (a.cost - now).abs().total_cmp(&(b.cost - now).abs())
-        });
+        let nearest = layers[l]
+            .iter()
+            .filter(better)
+            .min_by(|a, b| (a.cost - now).abs().total_cmp(&(b.cost - now).abs()));
         nearest.and_then(|n| layers[l].iter().position(|c| std::ptr::eq(c, n)))
     };
     for _ in 0..layers.len() {

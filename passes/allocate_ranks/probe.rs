@@ -32,7 +32,8 @@ impl Measured {
         let centred = set.layers.iter().all(|l| can_shift(graph, l));
         let tensor_error = |source| PassError::Tensor { node: layer.label.clone(), source };
         let weight = graph.constant_value(layer.weight);
-        let matrices = weight.map(|w| layer.matrices(&w)).transpose().map_err(tensor_error)?.unwrap_or_default();
+        let matrices =
+            weight.map(|w| layer.matrices(&w)).transpose().map_err(tensor_error)?.unwrap_or_default();
         let shrink = shrinkage(layer.n_columns, moments.iter().map(|m| m.n).sum());
         let mut groups = Vec::new();
         let mut spectrum = vec![0.0; layer.full_rank()];

@@ -48,7 +48,8 @@ pub(crate) fn applies(graph: &Graph, id: NodeId, exclude: Option<&Globs>) -> boo
     match &graph.node(id).op {
         // It gets new constants, so it does not matter who else reads the old ones.
         Op::BatchNormalization(op) => {
-            let constant = |slot| graph.node_input(id, slot).is_some_and(|v| graph.constant_value(v).is_some());
+            let constant =
+                |slot| graph.node_input(id, slot).is_some_and(|v| graph.constant_value(v).is_some());
             op.training_mode == 0 && constant(3) && constant(4)
         }
         // The basis of a pair has to stay orthonormal.

@@ -147,13 +147,7 @@ fn by_outputs(
         energy: 1.0 - share,
         discarded: lost,
         bias_shift: centred.then_some(shift),
-        fit: Some(FitQuality {
-            method: Method::Output,
-            error: share,
-            held_out: None,
-            ridge: None,
-            n_rows,
-        }),
+        fit: Some(FitQuality { method: Method::Output, error: share, held_out: None, ridge: None, n_rows }),
         ..Plan::default()
     };
     Ok(plan.measured(layer, &matrices))
@@ -483,7 +477,13 @@ fn fit_layer(
         energy: 1.0 - share,
         discarded: error,
         bias_shift: about_means.then_some(shift),
-        fit: Some(FitQuality { method: Method::Sequential, error: share, held_out, n_rows, ridge: Some(ridge) }),
+        fit: Some(FitQuality {
+            method: Method::Sequential,
+            error: share,
+            held_out,
+            n_rows,
+            ridge: Some(ridge),
+        }),
         ..Plan::default()
     };
     Ok(plan.measured(layer, &matrices))

@@ -42,7 +42,9 @@ impl fmt::Display for Remark {
             RemarkKind::Refused => "-",
             RemarkKind::Note => "·",
         };
-        write!(f, "{mark} {}: {}: {} [{}]", self.pass, self.node, self.message, self.code)
+        // What is said of the whole network has no node.
+        let node = if self.node.is_empty() { String::new() } else { format!("{}: ", self.node) };
+        write!(f, "{mark} {}: {node}{} [{}]", self.pass, self.message, self.code)
     }
 }
 

@@ -348,10 +348,10 @@ fn pipeline(args: &Args, has_data: bool) -> Result<Pipeline, Usage> {
     let mut text = "freeze-weights,@fold".to_owned();
     match (&args.ranks, energy) {
         (Some(file), _) => {
-            let file = plain("--ranks", file)?;
-            for pass in PASSES {
-                let _ = write!(text, ",{pass}:ranks={file}{method}:guard=off{filters}");
-            }
+            let _ = write!(text, ",allocate-ranks:ranks={}{filters}", plain("--ranks", file)?);
+            PASSES.iter().for_each(|pass| {
+                let _ = write!(text, ",{pass}{method}{filters}");
+            });
         }
         // Convolutions alone, as the paper has it.
         (None, Some(energy)) => {
@@ -422,7 +422,11 @@ fn layers(cost: &Cost, report: &Report) -> Vec<Layer> {
             output_error: value("output_error").map(f64::sqrt),
             macs_before: layer.macs,
             macs_after: layer.macs.map(|m| share.map_or(m, |s| (m as f64 * s).round() as u64)),
-            reason: refused.filter(|_| applied.is_none()).map(|r| r.message.clone()),
+            reason: match (applied, refused) {
+                (Some(_), _) => None,
+                (None, Some(refused)) => Some(refused.message.clone()),
+                (None, None) => Some("--energy goes by convolutions alone, as the paper does".to_owned()),
+            },
         }
     };
     cost.layers.iter().map(layer).collect()
@@ -487,7 +491,8 @@ fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> V
         ));
     }
     if let Some(error) = measured.output_error.filter(|_| measured.agreement.is_none()) {
-        lines.push(format!("relative error of the outputs: {error:.4} (root of squared error over variance)"));
+        lines
+            .push(format!("relative error of the outputs: {error:.4} (root of squared error over variance)"));
     }
     if let Some(worst) = measured.outputs.iter().max_by(|a, b| a.max_rel.total_cmp(&b.max_rel)) {
         lines.push(match worst.max_rel {

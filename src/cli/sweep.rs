@@ -95,7 +95,11 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     /// Images to calibrate on, instead of some of --data.
-    #[arg(long, value_name = "PATH", help_heading = "Data and preprocessing (read from MODEL.toml where not given)")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        help_heading = "Data and preprocessing (read from MODEL.toml where not given)"
+    )]
     calibration: Option<PathBuf>,
     #[command(flatten)]
     data: DataArgs,
@@ -165,10 +169,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         method: args.method.map_or(if samples.is_some() { "sequential" } else { "weights" }, MethodArg::name),
         target: args.over.name(),
         calibration: samples.as_ref().map(Samples::describe),
-        held_out: material
-            .held_out
-            .as_ref()
-            .map(|d| format!("{} images of {}", d.len(), d.path().display())),
+        held_out: material.held_out.as_ref().map(|d| format!("{} images of {}", d.len(), d.path().display())),
         labelled: material.held_out.as_ref().is_some_and(basisopt_runtime::Dataset::is_labelled),
         original: point(1.0, &original_cost, original.as_ref().zip(original.as_ref()), vec![])?,
         points: vec![],
@@ -322,7 +323,8 @@ fn point(
         point.margin = Some(1.96 * (accuracy * (1.0 - accuracy) / hits.len().max(1) as f64).sqrt());
     }
     if let Some((a, b)) = original.classes().zip(this.classes()) {
-        point.agreement = Some(share(&a.iter().zip(&b).map(|(a, b)| a == b && a.is_some()).collect::<Vec<_>>()));
+        point.agreement =
+            Some(share(&a.iter().zip(&b).map(|(a, b)| a == b && a.is_some()).collect::<Vec<_>>()));
     }
     point.output_error = original.error(this).map(f64::sqrt);
     Ok(point)

@@ -4,8 +4,8 @@
 mod common;
 
 use basisopt_runtime::{
-    BenchOptions, BenchProgress, Dataset, DatasetOptions, LoadOptions, Outputs, Preprocess, Session, agreement, bench,
-    evaluate,
+    BenchOptions, BenchProgress, Dataset, DatasetOptions, LoadOptions, Outputs, Preprocess, Session,
+    agreement, bench, evaluate,
 };
 use common::*;
 use std::path::{Path, PathBuf};
