@@ -57,6 +57,13 @@ fn least(choices: &[Choice], key: impl Fn(&Choice) -> (f64, f64)) -> usize {
     best.and_then(|b| choices.iter().position(|c| std::ptr::eq(b, c))).unwrap_or(0)
 }
 
+/// Two steps at once: the layers and their new choices.
+struct Exchange {
+    gain: f64,
+    more: f64,
+    steps: [(usize, usize); 2],
+}
+
 /// Spends what is left on the steps that lower the loss most for what they cost, as long as one fits.
 fn spend(layers: &[Vec<Choice>], chosen: &mut [usize], budget: f64) {
     let mut left = budget - chosen.iter().zip(layers).map(|(&i, l)| l[i].cost).sum::<f64>();
@@ -90,7 +97,7 @@ fn spend(layers: &[Vec<Choice>], chosen: &mut [usize], budget: f64) {
         nearest.and_then(|n| layers[l].iter().position(|c| std::ptr::eq(c, n)))
     };
     for _ in 0..layers.len() {
-        let mut best: Option<(f64, [(usize, usize); 2], f64)> = None;
+        let mut best: Option<Exchange> = None;
         for up in 0..layers.len() {
             let Some(to) = step(up, chosen[up], true) else { continue };
             let (now, then) = (layers[up][chosen[up]], layers[up][to]);
@@ -99,14 +106,14 @@ fn spend(layers: &[Vec<Choice>], chosen: &mut [usize], budget: f64) {
                 let (was, less) = (layers[down][chosen[down]], layers[down][low]);
                 let more = then.cost - now.cost + less.cost - was.cost;
                 let gain = now.loss - then.loss + was.loss - less.loss;
-                if gain > 0.0 && more <= left && best.is_none_or(|(g, _, _)| gain > g) {
-                    best = Some((gain, [(up, to), (down, low)], more));
+                if gain > 0.0 && more <= left && best.as_ref().is_none_or(|b| gain > b.gain) {
+                    best = Some(Exchange { gain, more, steps: [(up, to), (down, low)] });
                 }
             }
         }
-        let Some((_, steps, more)) = best else { return };
-        left -= more;
-        steps.into_iter().for_each(|(l, i)| chosen[l] = i);
+        let Some(best) = best else { return };
+        left -= best.more;
+        best.steps.into_iter().for_each(|(l, i)| chosen[l] = i);
     }
 }
 
