@@ -165,6 +165,10 @@ pub(crate) fn run(
     build: Build,
 ) -> Result<Outcome, PassError> {
     check_include(graph, selection, find)?;
+    // Of this kind, wanted or not: what is noted for them is used up here.
+    let of_kind = |id: &NodeId| !matches!(find(graph, *id), Ok(None));
+    let noted: Vec<String> =
+        graph.node_ids().filter(of_kind).map(|id| graph.node(id).label().to_owned()).collect();
     let sets = find_layers(graph, cx, selection, find);
     let table = table(graph, cx, selection, &sets)?;
     let choices: Vec<Choice<'_>> =
@@ -206,8 +210,8 @@ pub(crate) fn run(
     }
     // An allocation is used up by the pass that follows it.
     if matches!(selection.rule, None | Some(RankRule::Allocated)) {
-        sets.iter().flat_map(|s| &s.layers).for_each(|l| {
-            graph.metadata.shift_remove(&rank_key(&l.label));
+        noted.iter().for_each(|label| {
+            graph.metadata.shift_remove(&rank_key(label));
         });
     }
     Ok(Outcome::of(n))

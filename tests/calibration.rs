@@ -214,21 +214,24 @@ fn whatever_the_rank_the_mean_of_every_output_stays_if_there_is_a_bias_or_room_f
 #[test]
 fn a_gemm_that_ignores_its_bias_is_fitted_without_one() {
     let text = "graph @g(%x: f32[8,10]) -> (%y) {\n %w = f32[9,10] randn(seed=1)\n %y = Gemm@c<beta=0.0, transB=1>(%x, %w)\n}";
-    let plain = text.replace("beta=0.0, ", "");
-    let data = Batches::new(&[&[8, 10]], 40);
+    let mut data = Batches::new(&[&[8, 10]], 400);
+    // So many rows that moments are hardly shrunk, far from zero: what a lost bias costs is plain.
+    for x in data.0.iter_mut().flatten() {
+        let moved: Vec<f64> =
+            x.to_f64s().unwrap().iter().enumerate().map(|(i, v)| v + (i % 10) as f64).collect();
+        *x = Tensor::from_f64s(DType::F32, vec![8, 10], &moved).unwrap();
+    }
     for method in ["output", "sequential"] {
         let pipeline = format!("factorize-linear:rank=3:method={method}");
         let (changed, report) = run(text, &pipeline, &data);
-        let (_, with_bias) = run(&plain, &pipeline, &data);
         // The best of rank 3 about zero: by theory, from the outputs themselves.
         let y: Vec<f64> = outputs(&graph(text), &data).iter().flat_map(|o| o[0].to_f64s().unwrap()).collect();
-        let moment = |i: usize, j: usize| y.chunks_exact(9).map(|r| r[i] * r[j]).sum::<f64>() / 320.0;
+        let moment = |i: usize, j: usize| y.chunks_exact(9).map(|r| r[i] * r[j]).sum::<f64>() / 3200.0;
         let square: Vec<f64> = (0..81).map(|k| moment(k / 9, k % 9)).collect();
         let best: f64 = factor::singular_values(&square, 9, 9).unwrap()[3..].iter().sum();
         let z: Vec<f64> = outputs(&changed, &data).iter().flat_map(|o| o[0].to_f64s().unwrap()).collect();
-        let found = y.iter().zip(&z).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / 320.0;
+        let found = y.iter().zip(&z).map(|(a, b)| (a - b).powi(2)).sum::<f64>() / 3200.0;
         assert!(found < 1.05 * best && found > 0.999 * best, "{method}: {found} {best} {report:?}");
-        assert!(with_bias.n_rewrites() == 1);
     }
 }
 

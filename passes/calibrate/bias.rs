@@ -23,7 +23,7 @@ pub(crate) fn can_shift(graph: &Graph, layer: &Layer) -> bool {
     };
     let per_channel = |t: &Tensor| t.len() == n && t.shape().last() == Some(&n) && t.dtype() == layer.dtype;
     match graph.node_input(layer.node, 2) {
-        None => true,
+        None => beta != 0.0,
         Some(_) if beta == 0.0 => false,
         Some(value) => graph.constant_value(value).is_some_and(|t| per_channel(&t)),
     }

@@ -10,6 +10,9 @@
 //! | [`refit`] | fits what stays whole |
 //! | [`sequential`] | fits layer after layer to what the compressed prefix feeds it |
 
+use crate::driver::check::ExecutorError;
+use basisopt_ir::Tensor;
+
 pub(crate) mod bias;
 pub(crate) mod fit;
 pub(crate) mod moments;
@@ -25,6 +28,16 @@ pub(crate) const N_ROWS: usize = 32_768;
 
 /// Elements of rows that are kept at a time: half a gigabyte.
 pub(crate) const MAX_ROW_ELEMENTS: usize = 1 << 27;
+
+/// Executors of others may give anything.
+pub(crate) fn check_count(outputs: &[Tensor], n: usize) -> Result<(), ExecutorError> {
+    match outputs.len() == n {
+        true => Ok(()),
+        false => {
+            Err(ExecutorError(format!("{n} outputs were expected, the executor gave {}", outputs.len())))
+        }
+    }
+}
 
 /// A seed of its own for every layer and batch.
 pub(crate) fn seed_of(seed: u64, layer: usize, batch: usize) -> u64 {

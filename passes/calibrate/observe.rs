@@ -2,7 +2,7 @@
 
 use crate::calibrate::moments::Moments;
 use crate::calibrate::rows::{View, sample};
-use crate::calibrate::{N_ROWS, seed_of};
+use crate::calibrate::{N_ROWS, check_count, seed_of};
 use crate::driver::check::ExecutorError;
 use crate::driver::data::Inputs;
 use crate::driver::pass::{PassContext, PassError};
@@ -50,12 +50,18 @@ pub(crate) fn observe(
         .collect();
 
     let n_batches = samples.n_batches();
+    let n_inputs = graph.inputs().len();
     let per_batch = N_ROWS.div_ceil(n_batches.max(1));
     let seed = cx.seed;
     // The rows of every layer in one batch.
     let look = |batch: usize, inputs: &Inputs| -> Result<Vec<Vec<f64>>, ExecutorError> {
+        if inputs.len() != n_inputs {
+            let found = inputs.len();
+            return Err(ExecutorError(format!("the network takes {n_inputs} inputs, {found} were given")));
+        }
         let inputs: Inputs = places.iter().filter_map(|&i| inputs.get(i).cloned()).collect();
         let outputs = program.run(&inputs)?;
+        check_count(&outputs, views.len())?;
         let rows = |(i, (y, view)): (usize, (&basisopt_ir::Tensor, &Option<View>))| {
             let Some(view) = view else { return Ok(vec![]) };
             let rows = sample(view.n_rows(y.len()), per_batch, seed_of(seed, i, batch));

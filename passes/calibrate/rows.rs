@@ -55,7 +55,12 @@ impl View {
                 Layout::Linear { x_last: op.transA == 0, y_last: true }
             }
             LayerKind::MatMul => Layout::Linear { x_last: true, y_last: true },
-            LayerKind::MatMulLeft => Layout::Linear { x_last: false, y_last: false },
+            LayerKind::MatMulLeft => {
+                // A vector is a single column.
+                let x = &graph.value(graph.node_input(layer.node, 1)?).ty;
+                let is_vector = x.shape.as_ref()?.len() == 1;
+                Layout::Linear { x_last: is_vector, y_last: is_vector }
+            }
         };
         Some(Self { layout, groups: layer.groups, n_inputs: layer.n_columns, n_outputs: layer.n_rows })
     }

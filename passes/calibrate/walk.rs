@@ -2,6 +2,7 @@
 //! frontier are kept, of the original network and of the one that is being made, so that every node runs
 //! once per input and not once per layer behind it.
 
+use crate::calibrate::check_count;
 use crate::driver::check::{Executor, ExecutorError, Program};
 use crate::driver::data::{Calibration, Inputs};
 use crate::driver::pass::{Host, PassError};
@@ -70,6 +71,7 @@ impl Step {
             let inputs: Inputs =
                 self.inputs.iter().map(|&v| state.original(v).cloned()).collect::<Result<_, _>>()?;
             let outputs = self.program.run(&inputs)?;
+            check_count(&outputs, self.outputs.len())?;
             state.original.extend(self.outputs.iter().copied().zip(outputs));
         }
         // Where nothing differs yet the original's values are the compressed network's.
@@ -78,6 +80,7 @@ impl Step {
             let inputs: Inputs =
                 self.inputs.iter().map(|&v| state.compressed(v).cloned()).collect::<Result<_, _>>()?;
             let outputs = self.program.run(&inputs)?;
+            check_count(&outputs, self.outputs.len())?;
             state.compressed.extend(self.outputs.iter().copied().zip(outputs));
         }
         for value in &self.drop {
