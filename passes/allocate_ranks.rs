@@ -226,6 +226,25 @@ fn note_rank(graph: &mut Graph, labels: &[String], rank: Option<usize>) {
     labels.iter().for_each(|label| graph.annotate(rank_key(label), text(rank)));
 }
 
+/// Notes that layers which could be factored, but take no part here, stay whole: the passes that follow
+/// would take a missing note for no allocation at all. The number of notes.
+fn note_others(graph: &mut Graph, cx: &mut PassContext<'_>, sets: &[Set]) -> usize {
+    let mut n = 0;
+    for id in graph.topological() {
+        let layer = Layer::conv(graph, id).ok().flatten().or_else(|| Layer::linear(graph, id).ok().flatten());
+        let Some(layer) = layer.filter(|l| sets.iter().flat_map(|s| &s.layers).all(|o| o.node != l.node))
+        else {
+            continue;
+        };
+        let labels = [layer.label];
+        if is_new(graph, &labels, None) && cx.spend() {
+            note_rank(graph, &labels, None);
+            n += 1;
+        }
+    }
+    n
+}
+
 /// Notes the ranks of a file.
 fn from_file(
     graph: &mut Graph,
@@ -252,6 +271,7 @@ fn from_file(
         }
         n += 1;
     }
+    n += note_others(graph, cx, sets);
     Ok(Outcome::of(n))
 }
 

@@ -101,7 +101,7 @@ fn spend(layers: &[Vec<Choice>], chosen: &mut [usize], budget: f64) {
 /// that a Lagrangian leaves where the hull has long edges, as between a layer's last rank and the whole layer.
 fn by_buckets(layers: &[Vec<Choice>], budget: f64, round: fn(f64) -> f64) -> Option<Vec<usize>> {
     let n_choices: usize = layers.iter().map(Vec::len).sum();
-    if !(budget > 0.0) || n_choices * BUCKETS > MAX_WORK {
+    if budget.is_nan() || budget <= 0.0 || n_choices * BUCKETS > MAX_WORK {
         return None;
     }
     let buckets = |cost: f64| round(cost / budget * BUCKETS as f64) as usize;

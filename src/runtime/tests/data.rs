@@ -243,11 +243,16 @@ fn a_corrupt_image_is_named() {
     assert!(error.contains(".webp"), "{error}");
 }
 
+/// 0, 1, 2, … as little-endian floats.
+fn numbers(n: u16) -> Vec<u8> {
+    (0..n).flat_map(|i| f32::from(i).to_le_bytes()).collect()
+}
+
 #[test]
 fn the_two_parts_of_a_split_share_nothing_and_leave_nothing_out() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.npy");
-    std::fs::write(&path, npy("|u1", "(20, 1, 1, 1)", &(0..20).collect::<Vec<u8>>())).unwrap();
+    std::fs::write(&path, npy("<f4", "(20, 1, 1, 1)", &numbers(20))).unwrap();
     let values = |d: &Dataset| firsts(&read(d, &[1, 1, 1, 1]).unwrap());
     let (a, b) = open(&path).split(7, 3);
     assert_eq!((a.len(), b.len()), (7, 13));
@@ -266,7 +271,7 @@ fn the_two_parts_of_a_split_share_nothing_and_leave_nothing_out() {
 fn reading_can_begin_at_any_batch() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.npy");
-    std::fs::write(&path, npy("|u1", "(7, 1, 1, 1)", &(0..7).collect::<Vec<u8>>())).unwrap();
+    std::fs::write(&path, npy("<f4", "(7, 1, 1, 1)", &numbers(7))).unwrap();
     let dataset = open(&path);
     let from = |first| -> Vec<f32> {
         let (preprocess, input) = (raw(), input(&[2, 1, 1, 1]));
