@@ -407,6 +407,12 @@ impl Graph {
         self.revision += 1;
     }
 
+    /// Makes these values the outputs, in this order. What only the others needed stays, unread.
+    pub fn set_outputs(&mut self, values: &[ValueId]) {
+        self.outputs = values.to_vec();
+        self.revision += 1;
+    }
+
     /// Lets every reader of `old` — slots and graph outputs — read `new` instead. Names stay with
     /// their nodes; [`Graph::rename`] moves them.
     pub fn replace_uses(&mut self, old: ValueId, new: ValueId) {

@@ -12,6 +12,9 @@ use crate::attr::{Attr, AttrField, Attrs};
 use crate::tensor::{DType, Tensor};
 use bytes::Bytes;
 
+/// Domain of the operators that differentiation makes and ONNX has no name for.
+pub const GRADIENT_DOMAIN: &str = "basisopt.gradient";
+
 /// How a convolution or pooling window is padded when `pads` does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AutoPad {
@@ -390,6 +393,75 @@ ops! {
     Less { axis: Option<i64> = None, broadcast: Option<i64> = None }
     /// Element-wise choice.
     Where {}
+    /// Gradient of a [`Conv`] with these attributes for its input. Inputs: dy, the weight, and the
+    /// convolution's input, of which only the shape matters.
+    ConvInputGrad {
+        auto_pad: AutoPad = AutoPad::NotSet,
+        dilations: Vec<i64> = vec![],
+        group: i64 = 1,
+        kernel_shape: Vec<i64> = vec![],
+        pads: Vec<i64> = vec![],
+        strides: Vec<i64> = vec![],
+    }
+    /// Gradient of a [`Conv`] with these attributes for its weight, summed over the batch. Inputs: dy,
+    /// the convolution's input, and the weight, of which only the shape matters.
+    ConvWeightGrad {
+        auto_pad: AutoPad = AutoPad::NotSet,
+        dilations: Vec<i64> = vec![],
+        group: i64 = 1,
+        kernel_shape: Vec<i64> = vec![],
+        pads: Vec<i64> = vec![],
+        strides: Vec<i64> = vec![],
+    }
+    /// Gradient of a [`MaxPool`] with these attributes. Inputs: dy, x, y. Of equal maxima in a window the
+    /// first has the gradient.
+    MaxPoolGrad {
+        auto_pad: AutoPad = AutoPad::NotSet,
+        ceil_mode: i64 = 0,
+        dilations: Vec<i64> = vec![],
+        kernel_shape: Vec<i64> = vec![],
+        pads: Vec<i64> = vec![],
+        storage_order: i64 = 0,
+        strides: Vec<i64> = vec![],
+    }
+    /// Gradient of an [`AveragePool`] with these attributes. Inputs: dy, and x, of which only the shape
+    /// matters.
+    AveragePoolGrad {
+        auto_pad: AutoPad = AutoPad::NotSet,
+        ceil_mode: i64 = 0,
+        count_include_pad: i64 = 0,
+        dilations: Vec<i64> = vec![],
+        kernel_shape: Vec<i64> = vec![],
+        pads: Vec<i64> = vec![],
+        strides: Vec<i64> = vec![],
+    }
+    /// Gradient of a [`Resize`] (nearest or linear) with these attributes. Inputs: dy, then those of the
+    /// `Resize`: x, of which only the shape matters, roi, scales, sizes.
+    ResizeGrad {
+        antialias: i64 = 0,
+        axes: Option<Vec<i64>> = None,
+        coordinate_transformation_mode: String = "half_pixel".to_owned(),
+        cubic_coeff_a: f32 = -0.75,
+        exclude_outside: i64 = 0,
+        extrapolation_value: f32 = 0.0,
+        keep_aspect_ratio_policy: String = "stretch".to_owned(),
+        mode: String = "nearest".to_owned(),
+        nearest_mode: String = "round_prefer_floor".to_owned(),
+    }
+    /// Gradient of a [`Slice`] with these attributes: its elements back where they were, zeros elsewhere. Inputs:
+    /// dy, then those of the `Slice`: x, of which only the shape matters, starts, ends, axes, steps.
+    SliceGrad { axes: Option<Vec<i64>> = None, ends: Option<Vec<i64>> = None, starts: Option<Vec<i64>> = None }
+    /// Gradient of a [`Gather`] with these attributes: each element added to where it came from. Inputs: dy, x, of which
+    /// only the shape matters, indices.
+    GatherGrad { axis: i64 = 0 }
+    /// Gradient of an [`LRN`] with these attributes. Inputs: dy, x.
+    LRNGrad { alpha: f32 = 1e-4, beta: f32 = 0.75, bias: f32 = 1.0, size: i64 = 0 }
+    /// `dy` where `min < x < max`, else 0: the gradient of [`Relu`] and [`Clip`], for which x may be the
+    /// input or the output. Inputs: dy, x.
+    ClipGrad { min: Option<f32> = None, max: Option<f32> = None }
+    /// Gradient of a [`BatchNormalization`] in training form. Inputs: dy, x, scale. Outputs: dx, and summed
+    /// over the batch dscale and dbias.
+    BatchNormalizationGrad { epsilon: f32 = 1e-5 }
 }
 
 impl Op {
@@ -397,8 +469,26 @@ impl Op {
     pub fn domain(&self) -> &str {
         match self {
             Op::Opaque(op) => &op.domain,
+            op if op.is_gradient() => GRADIENT_DOMAIN,
             _ => "",
         }
+    }
+
+    /// Whether this is one of the gradient operators, which ONNX does not have.
+    pub fn is_gradient(&self) -> bool {
+        matches!(
+            self,
+            Op::ConvInputGrad(_)
+                | Op::ConvWeightGrad(_)
+                | Op::MaxPoolGrad(_)
+                | Op::AveragePoolGrad(_)
+                | Op::ResizeGrad(_)
+                | Op::SliceGrad(_)
+                | Op::GatherGrad(_)
+                | Op::LRNGrad(_)
+                | Op::ClipGrad(_)
+                | Op::BatchNormalizationGrad(_)
+        )
     }
 
     /// Whether the operator stands for no ONNX node by itself (an input or a constant).

@@ -327,6 +327,12 @@ fn arity(op: &Op) -> Option<Arity> {
         Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) => (2, 3),
         Op::BatchNormalization(_) => (5, 5),
         Op::InstanceNormalization(_) | Op::Where(_) => (3, 3),
+        Op::ConvInputGrad(_) | Op::ConvWeightGrad(_) | Op::MaxPoolGrad(_) => (3, 3),
+        Op::BatchNormalizationGrad(_) => (3, 3),
+        Op::AveragePoolGrad(_) | Op::ClipGrad(_) | Op::LRNGrad(_) => (2, 2),
+        Op::GatherGrad(_) => (3, 3),
+        Op::ResizeGrad(_) => (2, 5),
+        Op::SliceGrad(_) => (2, 6),
         Op::MatMul(_) | Op::PRelu(_) | Op::Expand(_) | Op::Gather(_) => (2, 2),
         Op::Add(_) | Op::Sub(_) | Op::Mul(_) | Op::Div(_) | Op::Pow(_) => (2, 2),
         Op::Equal(_) | Op::Greater(_) | Op::Less(_) => (2, 2),
@@ -347,6 +353,7 @@ fn arity(op: &Op) -> Option<Arity> {
         Op::BatchNormalization(_) => (1, 5),
         Op::MaxPool(_) | Op::Dropout(_) => (1, 2),
         Op::Split(_) => (1, ANY),
+        Op::BatchNormalizationGrad(_) => (1, 3),
         _ => (1, 1),
     };
     Some(Arity { inputs, outputs })

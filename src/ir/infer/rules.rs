@@ -149,6 +149,11 @@ pub(super) fn axes(given: &[i64], rank: usize) -> Result<Vec<usize>, Fail> {
     Ok(all)
 }
 
+/// The type of an input, for a gradient.
+fn like(at: &At<'_>, slot: usize) -> ValueType {
+    ty(at.dtype(slot), at.shape(slot).map(<[Dim]>::to_vec))
+}
+
 /// The types of a modelled operator's outputs.
 pub(super) fn types(at: &At<'_>) -> Types {
     match at.op {
@@ -172,6 +177,16 @@ pub(super) fn types(at: &At<'_>) -> Types {
             Ok(vec![at.same()])
         }
         Op::Floor(_) | Op::Ceil(_) | Op::LRN(_) | Op::Identity(_) => Ok(vec![at.same()]),
+        // A gradient has the type of what it is the gradient of.
+        Op::ConvInputGrad(_) | Op::ConvWeightGrad(_) => Ok(vec![like(at, 2)]),
+        Op::MaxPoolGrad(_)
+        | Op::AveragePoolGrad(_)
+        | Op::ResizeGrad(_)
+        | Op::SliceGrad(_)
+        | Op::GatherGrad(_)
+        | Op::LRNGrad(_) => Ok(vec![like(at, 1)]),
+        Op::ClipGrad(_) => Ok(vec![at.same()]),
+        Op::BatchNormalizationGrad(_) => Ok(vec![like(at, 1), like(at, 2), like(at, 2)]),
         Op::Softmax(op) => elementwise::softmax(at, op.axis),
         Op::LogSoftmax(op) => elementwise::softmax(at, op.axis),
         Op::Dropout(_) => elementwise::dropout(at),

@@ -1,0 +1,31 @@
+//! Gradients of networks, and their training on CPUs.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | [`mod@differentiate`] | graph to graph: rules per operator, joined by a reverse walk |
+//! | [`loss`] | losses, as nodes of the graph |
+//! | [`exec`] | the executor: a graph compiled into steps on lane tensors |
+//! | [`task`] | what is trained, and towards what |
+//! | [`trainer`] | loss and gradient of a batch, on all threads |
+//! | [`statistics`] | moments of a network's values |
+//! | [`stiefel`] | bases that stay orthonormal |
+//! | [`examples`] | images, changed at random, in the layout of the kernels |
+//! | [`optimizer`] | steps down the gradient, schedules |
+//! | [`checkpoint`] | the state of runs as bytes |
+//! | [`fit`] | a run: epochs, validation, checkpoints, recovery |
+//! | [`watch`] | what a run is told, and what it tells |
+
+pub mod checkpoint;
+pub mod differentiate;
+pub mod examples;
+pub mod exec;
+pub mod fit;
+pub mod loss;
+pub mod optimizer;
+pub mod statistics;
+pub mod stiefel;
+pub mod task;
+pub mod trainer;
+pub mod watch;
+
+mod norms;
