@@ -150,7 +150,9 @@ fn weight_first(graph: &Graph, id: NodeId) -> Option<(u64, Option<u64>)> {
     Some((params, columns.and_then(|n| n.checked_mul(params))))
 }
 
-fn pin(graph: &mut Graph, dims: &[(String, usize)]) {
+/// Makes unknown sizes of the inputs numbers: the batch 1, others as given, by the name in the model or as
+/// `<input>:<axis>`. Types are to be inferred again.
+pub fn pin(graph: &mut Graph, dims: &[(String, usize)]) {
     for node in graph.inputs().to_vec() {
         let value = basisopt_ir::ValueId::of(node);
         let mut ty = graph.value(value).ty.clone();

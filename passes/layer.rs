@@ -247,7 +247,7 @@ impl FactorPair {
     /// The pair at these two nodes, the second of which reads the first. `None` unless the one
     /// that should be the basis has orthonormal rows.
     pub fn at(graph: &Graph, first: NodeId, second: NodeId) -> Option<Self> {
-        let pair = Self::conv(graph, first, second).or_else(|| Self::linear(graph, first, second))?;
+        let pair = Self::of_shape(graph, first, second)?;
         let basis = if pair.kind == LayerKind::ConvTranspose { second } else { first };
         let slot = if pair.kind == LayerKind::MatMulLeft { 0 } else { 1 };
         let allowed = defect_allowed(graph.constant_input(basis, slot)?.dtype());
@@ -255,6 +255,11 @@ impl FactorPair {
             f.rank <= pair.n_columns && orthonormality_defect(&f.basis, f.rank, pair.n_columns) <= allowed
         });
         orthonormal.then_some(pair)
+    }
+
+    /// The two nodes as a pair, whatever their weights.
+    pub(crate) fn of_shape(graph: &Graph, first: NodeId, second: NodeId) -> Option<Self> {
+        Self::conv(graph, first, second).or_else(|| Self::linear(graph, first, second))
     }
 
     fn conv(graph: &Graph, first: NodeId, second: NodeId) -> Option<Self> {

@@ -25,6 +25,7 @@ mod eliminate_identity;
 mod eval;
 mod factorize_conv;
 mod factorize_linear;
+mod fine_tune;
 mod fold_batch_norm;
 mod fold_constants;
 mod freeze_weights;
@@ -36,11 +37,13 @@ pub mod factor;
 pub mod layer;
 mod plan;
 pub mod ranks;
+mod reconstruct;
+mod training;
 
 pub use allocate_ranks::{Limits, Quantity, Sensitivity, Survey, Surveyed, Target};
 pub use driver::bisect::{BisectError, Culprit, bisect};
 pub use driver::check::{Deviation, EXACT_TOLERANCE, Executor, ExecutorError, Program, deviation};
-pub use driver::data::{Calibration, Inputs, Judge, Samples};
+pub use driver::data::{Calibration, Inputs, Judge, Samples, Session, Training};
 pub use driver::manager::{
     Check, Manager, ManagerError, NoObserver, Observer, PIPELINE_KEY, PassReport, Report,
 };
@@ -50,6 +53,7 @@ pub use driver::pipeline::{Item, Pipeline, PipelineError};
 pub use driver::registry::Registry;
 pub use driver::remark::{Refusal, Remark, RemarkKind};
 pub use driver::rule::{Proposal, Rule, apply_everywhere};
+pub use fine_tune::trainable;
 
 /// The built-in passes, in the order in which they are usually run.
 pub const BUILTIN: &[&PassInfo] = &[
@@ -60,6 +64,8 @@ pub const BUILTIN: &[&PassInfo] = &[
     &allocate_ranks::INFO,
     &factorize_conv::INFO,
     &factorize_linear::INFO,
+    &reconstruct::INFO,
+    &fine_tune::INFO,
     &merge_factors::INFO,
     &dead_code::INFO,
 ];

@@ -2,6 +2,8 @@
 
 use crate::driver::check::ExecutorError;
 use basisopt_ir::{Graph, Tensor};
+use basisopt_train::examples::Examples;
+use basisopt_train::watch::Watch;
 
 /// Inputs of one batch: one tensor per graph input, in order.
 pub type Inputs = Vec<Tensor>;
@@ -58,4 +60,31 @@ pub trait Judge {
 
     /// What the score is: `accuracy` or `agreement`.
     fn measure(&self) -> &'static str;
+}
+
+/// What to train on, and who looks on.
+pub struct Training<'a> {
+    /// Images to train on, with labels where there are any.
+    pub examples: &'a dyn Examples,
+    /// Images to choose the best version by; none of them is trained on.
+    pub validation: &'a dyn Examples,
+    /// The network to imitate; [`crate::Manager`] takes the one that the pipeline began with where this is `None`.
+    pub original: Option<&'a Graph>,
+    /// Progress, checkpoints, the log.
+    pub session: &'a mut dyn Session,
+}
+
+impl std::fmt::Debug for Training<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Training")
+            .field("n_examples", &self.examples.len())
+            .field("n_validation", &self.validation.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A run of training as the world sees it.
+pub trait Session: Watch {
+    /// The checkpoint to go on from, if the run was begun before.
+    fn resume(&mut self) -> Option<Vec<u8>>;
 }

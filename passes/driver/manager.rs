@@ -2,7 +2,7 @@
 //! the model, so that passes need not.
 
 use crate::driver::check::{Deviation, EXACT_TOLERANCE, Executor, ExecutorError, deviation};
-use crate::driver::data::{Calibration, Judge};
+use crate::driver::data::{Calibration, Judge, Training};
 use crate::driver::pass::{Fidelity, Host, NoHost, Outcome, PassContext, PassError};
 use crate::driver::pipeline::{Item, Pipeline};
 use crate::driver::remark::Remark;
@@ -158,6 +158,8 @@ pub struct Manager<'a> {
     pub calibration: Option<Calibration<'a>>,
     /// What choices by accuracy are made by.
     pub judge: Option<&'a mut dyn Judge>,
+    /// What passes that train may train on.
+    pub training: Option<Training<'a>>,
     /// Stop after this many rewrites in all.
     pub budget: usize,
     /// What exact passes may move outputs by.
@@ -182,6 +184,7 @@ impl Default for Manager<'_> {
             is_checked: true,
             calibration: None,
             judge: None,
+            training: None,
             budget: usize::MAX,
             tolerance: EXACT_TOLERANCE,
         }
@@ -211,6 +214,9 @@ impl Manager<'_> {
         let inferred = infer::infer(graph);
         verify(graph).map_err(ManagerError::Input)?;
         inferred.map_err(ManagerError::Types)?;
+        // What training imitates.
+        let trains = pipeline.items.iter().any(|i| i.info.fidelity == Fidelity::Trained);
+        let original = (trains && self.training.is_some()).then(|| graph.clone());
         let mut report = Report::default();
         let mut reference: Option<Result<Reference, String>> = None;
         for (index, item) in pipeline.items.iter().enumerate() {
@@ -222,7 +228,7 @@ impl Manager<'_> {
                 reference = Some(self.first_reference(graph));
             }
             let overhead = overhead.elapsed();
-            let mut pass_report = self.run_one(graph, item)?;
+            let mut pass_report = self.run_one(graph, item, original.as_ref())?;
             let started = Instant::now();
             if pass_report.outcome != Outcome::Unchanged {
                 let inferred = infer::infer(graph);
@@ -250,7 +256,12 @@ impl Manager<'_> {
         Ok(report)
     }
 
-    fn run_one(&mut self, graph: &mut Graph, item: &Item) -> Result<PassReport, ManagerError> {
+    fn run_one(
+        &mut self,
+        graph: &mut Graph,
+        item: &Item,
+        original: Option<&Graph>,
+    ) -> Result<PassReport, ManagerError> {
         let pass = item.info.name;
         let mut remarks = Vec::new();
         let (revision, started) = (graph.revision(), Instant::now());
@@ -262,6 +273,14 @@ impl Manager<'_> {
         cx.calibration = self.calibration;
         if let Some(judge) = &mut self.judge {
             cx.judge = Some(&mut **judge);
+        }
+        if let Some(training) = &mut self.training {
+            cx.training = Some(Training {
+                examples: training.examples,
+                validation: training.validation,
+                original: training.original.or(original),
+                session: &mut *training.session,
+            });
         }
         let outcome = item.pass.run(graph, &mut cx);
         let outcome = outcome.map_err(|source| ManagerError::Pass { pass: pass.to_owned(), source })?;

@@ -1,12 +1,13 @@
 //! The contract of a pass.
 
 use crate::driver::check::{Executor, ExecutorError};
-use crate::driver::data::{Calibration, Judge};
+use crate::driver::data::{Calibration, Judge, Training};
 use crate::driver::options::{OptionError, OptionSpec, Options};
 use crate::driver::remark::{Refusal, Remark, RemarkKind};
 use basisopt_ir::rewrite::RewriteError;
 use basisopt_ir::tensor::TensorError;
 use basisopt_ir::{Graph, NodeId};
+use basisopt_train::watch::FitError;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -18,6 +19,8 @@ pub enum Fidelity {
     Exact,
     /// A nearby function; the error is reported.
     Approximate,
+    /// Another function, that data were used to choose.
+    Trained,
 }
 
 impl fmt::Display for Fidelity {
@@ -25,6 +28,7 @@ impl fmt::Display for Fidelity {
         f.write_str(match self {
             Self::Exact => "exact",
             Self::Approximate => "approximate",
+            Self::Trained => "trained",
         })
     }
 }
@@ -141,6 +145,9 @@ pub enum PassError {
     /// An option asks for what is not there.
     #[error("{0}")]
     Missing(String),
+    /// Training failed.
+    #[error("{0}")]
+    Training(#[from] FitError),
     /// Anything else, from a pass of the embedder's.
     #[error("{0}")]
     Other(String),
@@ -187,6 +194,8 @@ pub struct PassContext<'a> {
     pub calibration: Option<Calibration<'a>>,
     /// Judges versions of the network, where a choice is to be made by accuracy.
     pub judge: Option<&'a mut dyn Judge>,
+    /// What to train on.
+    pub training: Option<Training<'a>>,
     /// How many more rewrites may be made; bisection lowers it.
     pub budget: usize,
     pass: &'static str,
@@ -205,7 +214,17 @@ impl fmt::Debug for PassContext<'_> {
 impl<'a> PassContext<'a> {
     /// A context for one run of a pass, with no executor and no limit on rewrites.
     pub fn new(pass: &'static str, seed: u64, host: &'a dyn Host, remarks: &'a mut Vec<Remark>) -> Self {
-        Self { seed, host, executor: None, calibration: None, judge: None, budget: usize::MAX, pass, remarks }
+        Self {
+            seed,
+            host,
+            executor: None,
+            calibration: None,
+            judge: None,
+            training: None,
+            budget: usize::MAX,
+            pass,
+            remarks,
+        }
     }
 
     /// Takes one rewrite from the budget; `false` if there is none left.
@@ -233,6 +252,11 @@ impl<'a> PassContext<'a> {
     /// Reports something worth knowing.
     pub fn note(&mut self, node: &str, code: &str, message: impl Into<String>) {
         self.remark(RemarkKind::Note, node, code, message.into(), &[]);
+    }
+
+    /// Reports something worth knowing, with the numbers behind it.
+    pub fn note_with(&mut self, node: &str, code: &str, message: impl Into<String>, values: &[(&str, f64)]) {
+        self.remark(RemarkKind::Note, node, code, message.into(), values);
     }
 
     /// Reports a rewrite that was not made.
