@@ -202,3 +202,10 @@ fn a_sweep_is_a_table_a_csv_and_a_page() {
     assert_eq!(json(data)["points"], sweep["points"]);
     assert!(!page.contains("/*SWEEP*/"));
 }
+
+/// tract's own threads and ours do not get in each other's way.
+#[test]
+fn threads_for_matrix_products_do_not_disturb_the_evaluation() {
+    let report = Bench::new().compress(&["--budget", "macs=0.5", "--threads", "2"]);
+    assert!(number(&report, "/measured/accuracy/after") > 0.9);
+}

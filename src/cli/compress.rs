@@ -1,26 +1,30 @@
 //! `compress`: the recipe in one command.
 
+mod ladder;
+mod report;
+
 use crate::executor::TractExecutor;
 use crate::host::CliHost;
-use crate::material::{HELD_OUT, ImageJudge, Material};
-use crate::measure::{Measured, measure};
+use crate::material::{HELD_OUT, ImageJudge, JUDGED, Material, Use};
+use crate::measure::measure;
 use crate::network::RunArgs;
 use crate::opt::{explain, give_up};
+use crate::progress::Progress;
 use crate::progress::interrupted;
 use crate::samples::{DataSamples, calibration_memory};
-use crate::table::{Format, emit, json, render, shorten, si, table};
+use crate::table::{Format, emit};
+use crate::training::{CliSession, DatasetExamples, TrainArgs};
 use crate::watch::{Shown, Watcher};
-use crate::work::{self, bytes};
+use crate::work;
 use crate::{Globals, Usage, data::DataArgs, network};
 use anyhow::anyhow;
 use basisopt_ir::Graph;
 use basisopt_passes::cost::{self, Cost};
 use basisopt_passes::{
-    Calibration, Item, Judge, Manager, Observer, PassReport, Pipeline, Registry, RemarkKind, Report, Samples,
-    Target,
+    Calibration, Item, Judge, Manager, Observer, PassReport, Pipeline, Registry, Samples, Target, Training,
 };
-use basisopt_runtime::Source;
-use serde::Serialize;
+use basisopt_runtime::{Dataset, Source};
+use report::{JsonReport, Size, layers, ranks_file};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,13 +47,15 @@ Examples:
       as small as can be while no more than one point of accuracy is lost
   basisopt compress m.onnx --data images/ --budget bytes=0.5 --save-ranks ranks.txt --layers
       half the bytes: what it would do, layer by layer; the ranks to edit and give back with --ranks
+  basisopt compress m.onnx --data images/ --budget macs=0.36 --fine-tune epochs=10:flip=on -o small.onnx
+      and train for ten epochs; Ctrl-C keeps a checkpoint, the same command with --resume goes on
 
 The recipe is a pipeline, run as `basisopt opt` runs it and stored in the output:
   freeze-weights,@fold,allocate-ranks:target=BUDGET,factorize-conv,factorize-linear,dead-code
 Each layer becomes one with few basis filters and a 1x1 convolution that recombines them, unless that
 would not save anything. --data is shared out: --samples images to calibrate on, some to choose by (for
 drop=), the rest to report on. Labels are used for judging only; without any, versions are judged by whether they
-agree with the original. Nothing is trained.
+agree with the original. Nothing is trained without --fine-tune.
 
 Budgets: macs=SHARE, params=SHARE or bytes=SHARE to keep (or numbers: macs=45M), energy=SHARE of every
 layer's output, drop=POINTS of accuracy to lose at most. Without data there is only the weights' energy.
@@ -85,6 +91,21 @@ pub(crate) struct Args {
     /// Choose ranks by the paper's greedy rule: the accuracy of every layer factored alone. Slow.
     #[arg(long)]
     greedy: bool,
+    /// Win accuracy back by training: first each block against the original's, then the whole network, with labels or by
+    /// imitating the original. Options of the pass, joined by colons, such as epochs=10:flip=on
+    /// (`basisopt passes fine-tune` lists them).
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "", help_heading = "Training")]
+    fine_tune: Option<String>,
+    /// With --fine-tune, climb only as far as needed: biases, blocks one by one, distillation, everything with
+    /// labels; stop when no more than so many points are lost on images kept apart for that.
+    #[arg(
+        long,
+        value_name = "POINTS",
+        requires = "fine_tune",
+        allow_negative_numbers = true,
+        help_heading = "Training"
+    )]
+    goal: Option<f64>,
     /// Round ranks to a multiple of this, for kernels that like it.
     #[arg(long, value_name = "N")]
     multiple: Option<String>,
@@ -100,6 +121,10 @@ pub(crate) struct Args {
     /// Write the result as JSON to a file, all layers included.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write the result as a page to open in a browser: what was done, what each rung of recovery bought and
+    /// cost, curves of loss and accuracy, layers.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Do not measure latency.
     #[arg(long)]
     pub no_bench: bool,
@@ -117,6 +142,8 @@ pub(crate) struct Args {
     pub data: DataArgs,
     #[command(flatten)]
     pub run: RunArgs,
+    #[command(flatten)]
+    pub train: TrainArgs,
 }
 
 /// What factors are made from.
@@ -139,46 +166,6 @@ impl MethodArg {
             Self::Sequential => "sequential",
         }
     }
-}
-
-/// The result as JSON.
-#[derive(Serialize)]
-struct JsonReport<'a> {
-    file: &'a str,
-    output: Option<String>,
-    pipeline: String,
-    seconds: f64,
-    before: &'a Size,
-    after: &'a Size,
-    measured: &'a Measured,
-    layers: &'a [Layer],
-}
-
-/// What a network costs, and how large its file is.
-#[derive(Serialize)]
-struct Size {
-    file_bytes: u64,
-    #[serde(flatten)]
-    cost: Cost,
-}
-
-/// What became of one convolution or linear layer.
-#[derive(Debug, Serialize)]
-struct Layer {
-    name: String,
-    factored: bool,
-    rank: Option<u64>,
-    full_rank: Option<u64>,
-    /// Share of the squared singular values kept.
-    energy: Option<f64>,
-    /// `‖W − factors‖ / ‖W‖`.
-    error: Option<f64>,
-    /// Root of the mean squared error of the layer's output relative to its variance, where it was fitted.
-    output_error: Option<f64>,
-    macs_before: Option<u64>,
-    macs_after: Option<u64>,
-    /// Why it was left alone.
-    reason: Option<String>,
 }
 
 /// Notes what the layers cost just before they are factored: folding renames none, but may remove.
@@ -214,17 +201,26 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
         }
         work::check_output(&args.model, output)?;
     }
-    for file in [&args.report, &args.save_ranks].into_iter().flatten() {
+    for file in [&args.report, &args.html, &args.save_ranks].into_iter().flatten() {
         work::check_output(&args.model, file)?;
     }
     // Slips in the options before slow work.
-    pipeline(&args, true)?;
+    pipeline(&args, true, true)?;
     let host = CliHost::new(globals.quiet);
     let mut model = network::model(&args.model)?;
     let file = model.source().file().to_owned();
     let by_accuracy = args.greedy || target.is_none() || matches!(target, Some(Target::Drop(_)));
     let is_judged = by_accuracy && args.energy.is_none() && args.ranks.is_none();
-    let material = Material::open(&args.data, &args.model, args.calibration.as_deref(), is_judged, HELD_OUT)?;
+    let use_ = match (&args.fine_tune, is_judged) {
+        (Some(_), _) => Use::Train,
+        (None, true) => Use::Judge,
+        (None, false) => Use::Report,
+    };
+    let material = Material::open(&args.data, &args.model, args.calibration.as_deref(), use_, HELD_OUT)?;
+    if args.fine_tune.is_some() && material.training.is_none() {
+        return Err(Usage("--fine-tune needs images to train on: give --data PATH".to_owned()).into());
+    }
+    let mut session = CliSession::new(&args.train, args.output.as_deref(), globals.quiet)?;
     work::import_notes(&mut model, globals.quiet);
     work::refuse_non_finite(&model)?;
     network::check_dims(&file, &model.graph, &args.run.dims)?;
@@ -244,7 +240,8 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
         None => None,
     };
     let mut notes = Vec::new();
-    let mut judge = material.judged.clone().map(|d| ImageJudge::new(executor(), d, preprocess.clone()));
+    let judged = material.judged.clone().filter(|_| is_judged).map(|d| d.split(JUDGED, seed).0);
+    let mut judge = judged.map(|d| ImageJudge::new(executor(), d, preprocess.clone()));
     // Detectors and the like have no classes to agree on: a budget that suits them stands in.
     if let Some(j) = &mut judge
         && target.is_none()
@@ -254,8 +251,17 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
         args.budget = Some("macs:0.5".to_owned());
         judge = None;
     }
-    let (args, pipeline) = (&args, pipeline(&args, samples.is_some())?);
+    let is_labelled = material.training.as_ref().is_some_and(Dataset::is_labelled);
+    let (args, pipeline) = (&args, pipeline(&args, samples.is_some(), is_labelled)?);
 
+    let train_on = examples(material.training.as_ref(), &material, &model.graph, &checker, globals)?;
+    let validate_on = examples(
+        material.judged.as_ref().filter(|_| train_on.is_some()),
+        &material,
+        &model.graph,
+        &checker,
+        globals,
+    )?;
     let watcher = Watcher::new(&host, &pipeline, Shown { lines: !globals.quiet, ..Shown::default() });
     let mut costs = Costs { watcher, dims, cost: Cost::default() };
     let mut manager = Manager {
@@ -267,6 +273,9 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
     };
     if let Some(judge) = &mut judge {
         manager.judge = Some(judge);
+    }
+    if let (Some(examples), Some(validation)) = (&train_on, &validate_on) {
+        manager.training = Some(Training { examples, validation, original: None, session: &mut session });
     }
     let result = manager.run(&mut model.graph, &pipeline, &mut costs);
     host.end();
@@ -294,6 +303,7 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
     measured.notes.extend(notes);
     let of = |r: &&basisopt_passes::Remark| r.node.is_empty() && r.code != "tried";
     measured.notes.extend(report.remarks().filter(of).map(|r| r.message.clone()));
+    let rungs = ladder::rungs(&report, args.goal);
     let whole = JsonReport {
         file: &file,
         output: args.output.as_ref().map(|o| o.display().to_string()),
@@ -303,23 +313,34 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
         after: &after,
         measured: &measured,
         layers: &layers,
+        rungs: &rungs,
+        goal: args.goal,
+        measure: if is_labelled { "accuracy" } else { "agreement" },
+        original_score: rungs.iter().find_map(|r| r.original),
+        training: ladder::curves(&rungs, &session.history),
+        version: env!("CARGO_PKG_VERSION"),
+        command: work::command(),
     };
-    let as_json = json(&whole)?;
+    let as_json = whole.json()?;
     if let Some(path) = &args.save_ranks {
         work::write_whole(path, ranks_file(&pipeline, &layers).as_bytes())?;
     }
     if let Some(path) = &args.report {
         work::write_whole(path, as_json.as_bytes())?;
     }
+    if let Some(path) = &args.html {
+        work::write_whole(path, whole.page()?.as_bytes())?;
+    }
     if let Some(output) = &args.output {
         model.write(output)?;
+        session.finish(&args.train);
     }
     emit(&match args.format {
-        Format::Text => text(args, (&before, &after), &measured, &layers),
+        Format::Text => report::text(args, (&before, &after), &measured, (&layers, &rungs)),
         Format::Json => as_json,
     })?;
     if !globals.quiet {
-        for path in [&args.output, &args.report, &args.save_ranks].into_iter().flatten() {
+        for path in [&args.output, &args.report, &args.html, &args.save_ranks].into_iter().flatten() {
             eprintln!("wrote {}", path.display());
         }
         if args.output.is_none() {
@@ -329,13 +350,27 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
+/// A part of the images as examples for the network.
+fn examples<'a>(
+    dataset: Option<&'a Dataset>,
+    material: &'a Material,
+    graph: &Graph,
+    executor: &TractExecutor,
+    globals: &Globals,
+) -> anyhow::Result<Option<DatasetExamples<'a>>> {
+    let Some(dataset) = dataset else { return Ok(None) };
+    let input = executor.image_input(graph)?;
+    let progress = Progress::new("fine-tune", globals.quiet);
+    DatasetExamples::new(dataset, &material.preprocess, &input, &progress).map(Some)
+}
+
 fn budget_error(error: basisopt_passes::OptionError) -> Usage {
     let text = error.to_string();
     Usage(text.replace("allocate-ranks: target=", "--budget "))
 }
 
 /// The pipeline that the options describe.
-fn pipeline(args: &Args, has_data: bool) -> Result<Pipeline, Usage> {
+fn pipeline(args: &Args, has_data: bool, is_labelled: bool) -> Result<Pipeline, Usage> {
     let mut filters = String::new();
     for (key, value) in [("include", &args.include), ("exclude", &args.exclude)] {
         if let Some(value) = value {
@@ -366,6 +401,9 @@ fn pipeline(args: &Args, has_data: bool) -> Result<Pipeline, Usage> {
             });
         }
     }
+    if let Some(options) = &args.fine_tune {
+        text += &ladder::passes(options, args.goal, is_labelled);
+    }
     text += ",dead-code";
     Pipeline::parse(&text, &Registry::builtin()).map_err(|e| Usage(e.to_string()))
 }
@@ -378,209 +416,8 @@ fn plain<'a>(flag: &str, value: &'a str) -> Result<&'a str, Usage> {
     }
 }
 
-/// The ranks that were chosen, as a file for `--ranks`.
-fn ranks_file(pipeline: &Pipeline, layers: &[Layer]) -> String {
-    let mut text = format!("# Ranks chosen by basisopt {}: {pipeline}\n", env!("CARGO_PKG_VERSION"));
-    for layer in layers {
-        match (layer.rank.filter(|_| layer.factored), layer.full_rank) {
-            (Some(rank), Some(full)) => {
-                let _ = writeln!(text, "{rank} {} # of {full}", layer.name);
-            }
-            _ => {
-                let _ = writeln!(text, "# {} stays whole", layer.name);
-            }
-        }
-    }
-    text
-}
-
 /// The model as it now stands, for the runtime.
 fn encode(model: &basisopt_onnx::Model, name: String) -> anyhow::Result<Source> {
     let (bytes, dir) = model.to_executable(&model.graph)?;
     Ok(Source::from_bytes(name, bytes, dir))
-}
-
-/// What the factorising passes said about each layer, in the order in which they run.
-fn layers(cost: &Cost, report: &Report) -> Vec<Layer> {
-    let remarks: Vec<_> = report.remarks().filter(|r| PASSES.contains(&r.pass.as_str())).collect();
-    let layer = |layer: &cost::LayerCost| {
-        let said = |kind| remarks.iter().find(move |r| r.node == layer.label && r.kind == kind);
-        let applied = said(RemarkKind::Applied).filter(|r| r.code == "factored");
-        let refused = said(RemarkKind::Refused);
-        // Refusals carry the numbers they know, such as the rank that would not have paid.
-        let value = |key: &str| applied.or(refused).and_then(|r| r.values.get(key)).copied();
-        let whole = |key: &str| value(key).map(|v| v as u64);
-        let error = value("squared_error").zip(value("squared_norm")).map(|(e, n)| (e / n).sqrt());
-        let share = applied.and_then(|r| r.values.get("cost"));
-        Layer {
-            name: layer.label.clone(),
-            factored: applied.is_some(),
-            rank: whole("rank"),
-            full_rank: whole("full_rank"),
-            energy: value("energy"),
-            error,
-            output_error: value("output_error").map(f64::sqrt),
-            macs_before: layer.macs,
-            macs_after: layer.macs.map(|m| share.map_or(m, |s| (m as f64 * s).round() as u64)),
-            reason: match (applied, refused) {
-                (Some(_), _) => None,
-                (None, Some(refused)) => Some(refused.message.clone()),
-                (None, None) => Some("--energy goes by convolutions alone, as the paper does".to_owned()),
-            },
-        }
-    };
-    cost.layers.iter().map(layer).collect()
-}
-
-fn text(args: &Args, (before, after): (&Size, &Size), measured: &Measured, layers: &[Layer]) -> String {
-    let mut out = String::new();
-    if args.layers {
-        out = layer_table(layers) + "\n";
-    }
-    let mut rows = table(&["", "before", "after", "ratio"]);
-    let ratio = |a: f64, b: f64| if a > 0.0 { format!("{:.3}", b / a) } else { String::new() };
-    let mut row = |what: &str, show: &dyn Fn(u64) -> String, a: Option<u64>, b: Option<u64>| {
-        if let (Some(a), Some(b)) = (a, b) {
-            rows.add_row([what.to_owned(), show(a), show(b), ratio(a as f64, b as f64)]);
-        }
-    };
-    let number = |n: u64| si(n as f64);
-    row("file size", &bytes, Some(before.file_bytes), Some(after.file_bytes));
-    row("parameters", &number, Some(before.cost.params), Some(after.cost.params));
-    row("multiply-adds", &number, before.cost.macs, after.cost.macs);
-    if let Some(a) = &measured.accuracy {
-        let percent = |x: f64| format!("{:.2} %", 100.0 * x);
-        rows.add_row([
-            "top-1 accuracy".to_owned(),
-            percent(a.before),
-            percent(a.after),
-            points(a.after - a.before),
-        ]);
-    }
-    if let Some([a, b]) = &measured.latency {
-        let ms = |x: f64| format!("{x:.3} ms");
-        let what = format!("latency, batch {}", a.batch);
-        rows.add_row([what, ms(a.median_ms), ms(b.median_ms), format!("{:.3}", b.time_ratio)]);
-    }
-    out += &render(&rows);
-    out.push('\n');
-
-    let n_factored = layers.iter().filter(|l| l.factored).count();
-    let _ = write!(out, "{n_factored} of {} factored", work::count(layers.len(), "layer"));
-    let hint =
-        if args.layers || n_factored == layers.len() { "" } else { "; --layers says why not the others" };
-    let _ = writeln!(out, "{hint}");
-    for line in findings(measured, before.cost.macs.is_none(), n_factored) {
-        let _ = writeln!(out, "{line}");
-    }
-    out
-}
-
-/// The sentences under the table.
-fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    if are_macs_unknown {
-        lines
-            .push("multiply-adds are not known: an input size is open; give it with --dim NAME=N".to_owned());
-    }
-    if let Some(a) = &measured.agreement {
-        lines.push(format!(
-            "both networks name the same class on {:.2} % of {} inputs",
-            100.0 * a.share,
-            a.n
-        ));
-    }
-    if let Some(error) = measured.output_error.filter(|_| measured.agreement.is_none()) {
-        lines
-            .push(format!("relative error of the outputs: {error:.4} (root of squared error over variance)"));
-    }
-    if let Some(worst) = measured.outputs.iter().max_by(|a, b| a.max_rel.total_cmp(&b.max_rel)) {
-        lines.push(match worst.max_rel {
-            0.0 => "all outputs are exactly equal".to_owned(),
-            rel => format!(
-                "output {:?} is at most {rel:.1e} off, relative to its scale, on {} of the inputs",
-                worst.name, measured.n_compared
-            ),
-        });
-    }
-    if let Some(images) = &measured.calibration {
-        lines.push(format!("calibrated on {images}"));
-    }
-    if !measured.inputs.is_empty() {
-        lines.push(format!("measured on {}, with {}", measured.inputs, measured.engine));
-    }
-    lines.extend(measured.notes.iter().cloned());
-    if let Some([_, b]) = &measured.latency {
-        let [low, high] = b.time_ratio_quartiles;
-        if low > 1.0 {
-            lines.push(format!(
-                "the result is SLOWER on this machine, {:.2} times the original's time: two small convolutions cost more than one here",
-                b.time_ratio
-            ));
-        } else if high >= 1.0 {
-            lines.push("no difference in speed beyond the noise of this measurement".to_owned());
-        }
-    }
-    let calibrated = measured.calibration.is_some();
-    match &measured.accuracy {
-        // A fifth of what was right is wrong now: nobody wants that by default.
-        Some(a) if a.after < 0.8 * a.before => lines.push(format!(
-            "the result is DAMAGED: do not ship it without training. {}",
-            match calibrated {
-                true => "This network does not bear so small a budget; a larger one, or --exclude for its most sensitive layers, keeps it working",
-                false => "Ranks and factors came from the weights alone; with --data images/ they come from what the layers do",
-            }
-        )),
-        Some(a) if a.after + a.margin < a.before => lines.push(match calibrated {
-            true => "accuracy was lost: a larger --budget keeps more of it".to_owned(),
-            false => "accuracy was lost: factors from data (--data) keep much more of it at the same size".to_owned(),
-        }),
-        Some(_) => {}
-        None if n_factored == 0 => {}
-        None if calibrated => {}
-        None => lines.push("nothing was measured on real inputs: give --data images/".to_owned()),
-    }
-    lines
-}
-
-/// A difference of shares in percentage points, with its sign.
-fn points(difference: f64) -> String {
-    format!("{:+.2} points", 100.0 * difference)
-}
-
-fn layer_table(layers: &[Layer]) -> String {
-    let mut rows = table(&[
-        "layer",
-        "rank",
-        "energy",
-        "weight error",
-        "output error",
-        "multiply-adds",
-        "left alone because",
-    ]);
-    if let Some(column) = rows.column_mut(6) {
-        column.set_cell_alignment(comfy_table::CellAlignment::Left);
-    }
-    for layer in layers {
-        let macs = |n: Option<u64>| n.map_or("?".to_owned(), |n| si(n as f64));
-        let rank = match (layer.rank, layer.full_rank) {
-            (Some(rank), Some(full)) => format!("{rank}/{full}"),
-            _ => String::new(),
-        };
-        let macs = match layer.factored {
-            true => format!("{} → {}", macs(layer.macs_before), macs(layer.macs_after)),
-            false => macs(layer.macs_before),
-        };
-        let fixed = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
-        rows.add_row([
-            shorten(&layer.name, 40),
-            rank,
-            fixed(layer.energy),
-            fixed(layer.error),
-            fixed(layer.output_error),
-            macs,
-            layer.reason.clone().unwrap_or_default(),
-        ]);
-    }
-    render(&rows)
 }

@@ -87,7 +87,8 @@ impl TractExecutor {
             Err(RuntimeError::FixedBatch { found, .. }) => load(Some(found)),
             other => other,
         };
-        Ok(session.map_err(|e| words(&self.source, &e))?.into_program())
+        let session = session.map_err(|e| words(&self.source, &e))?;
+        session.into_program().map_err(|e| words(&self.source, &e))
     }
 
     fn encode(&self, graph: &Graph) -> Result<(Bytes, basisopt_runtime::Source), ExecutorError> {
@@ -150,7 +151,8 @@ impl Executor for TractExecutor {
         // A part of a network is run thousands of times: it is worth tract's fast operators.
         let options = LoadOptions { dims: self.dims.clone(), ..LoadOptions::default() };
         let session = Session::load(&source, &options).map_err(|e| words(&self.source, &e))?;
-        let program = TractProgram { program: session.into_program(), file: self.source.file().to_owned() };
+        let program = session.into_program().map_err(|e| words(&self.source, &e))?;
+        let program = TractProgram { program, file: self.source.file().to_owned() };
         Ok(Box::new(program))
     }
 }

@@ -13,6 +13,7 @@ mod compress;
 
 mod data;
 mod diff;
+mod differentiate;
 mod eval;
 pub mod executor;
 mod host;
@@ -28,6 +29,7 @@ mod progress;
 mod samples;
 mod sweep;
 mod table;
+mod training;
 mod watch;
 mod work;
 
@@ -74,6 +76,8 @@ enum Command {
     Print(print::Args),
     /// Show what differs between two networks, as text.
     Diff(diff::Args),
+    /// Show the gradient of a network as a graph, or time a step of training.
+    Differentiate(differentiate::Args),
     /// Run two networks on the same inputs and report how far their outputs are apart.
     Compare(compare::Args),
     /// Measure top-1 and top-5 accuracy on labelled images.
@@ -141,6 +145,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Inspect(args) => inspect::run(args, globals),
         Command::Print(args) => print::run(args, globals),
         Command::Diff(args) => diff::run(args, globals),
+        Command::Differentiate(args) => differentiate::run(args, globals),
         Command::Compare(args) => compare::run(args, globals),
         Command::Eval(args) => eval::run(args, globals),
         Command::Bench(args) => bench::run(args, globals),

@@ -11,8 +11,22 @@ use basisopt_runtime::{Dataset, DatasetOptions, Outputs, Preprocess};
 use std::path::Path;
 
 /// Images that are chosen by, and reported on, at most.
-const JUDGED: usize = 1000;
+pub(crate) const JUDGED: usize = 1000;
 pub(crate) const HELD_OUT: usize = 2000;
+
+/// Images that versions are chosen by in training, at most.
+const VALIDATED: usize = 5000;
+
+/// What the images are for, beside calibration and the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// Nothing.
+    Report,
+    /// Choosing by accuracy.
+    Judge,
+    /// Training, and choosing.
+    Train,
+}
 
 /// The parts.
 #[derive(Debug, Default)]
@@ -21,6 +35,8 @@ pub(crate) struct Material {
     pub calibration: Option<Dataset>,
     /// To choose by.
     pub judged: Option<Dataset>,
+    /// To train on: everything that is neither chosen by nor reported on.
+    pub training: Option<Dataset>,
     /// To report on: nothing is learnt from or chosen by these.
     pub held_out: Option<Dataset>,
     pub preprocess: Preprocess,
@@ -36,7 +52,7 @@ impl Material {
         args: &DataArgs,
         model: &Path,
         calibration: Option<&Path>,
-        is_judged: bool,
+        use_: Use,
         held_out: usize,
     ) -> anyhow::Result<Self> {
         let settings = args.settings(model)?;
@@ -54,6 +70,20 @@ impl Material {
         let Some((dataset, preprocess)) = all.open(model)? else { return Ok(material) };
         material.preprocess = preprocess;
         let mut rest = dataset;
+        if use_ == Use::Train {
+            // A tenth each to choose by and to report on; what is calibrated on is trained on as well.
+            let tenth = (rest.len() / 10).max(1);
+            let (judged, others) = rest.split(tenth.min(VALIDATED), seed.wrapping_add(1));
+            let (reported, others) = others.split(tenth.min(held_out), seed.wrapping_add(2));
+            anyhow::ensure!(!others.is_empty(), "there are too few images to train on");
+            if material.calibration.is_none() {
+                material.calibration = Some(others.clone().split(samples, seed).0);
+            }
+            material.judged = Some(judged);
+            material.held_out = Some(reported);
+            material.training = Some(others);
+            return Ok(material);
+        }
         if material.calibration.is_none() {
             // At least as many images are reported on, however few there are.
             let n = samples.min(rest.len().div_ceil(2));
@@ -61,7 +91,7 @@ impl Material {
             material.calibration = Some(first);
             rest = second;
         }
-        if is_judged && rest.len() > 1 {
+        if use_ == Use::Judge && rest.len() > 1 {
             let n = JUDGED.min(rest.len() / 2);
             let (first, second) = rest.split(n, seed.wrapping_add(1));
             material.judged = Some(first);

@@ -127,9 +127,9 @@ fn on_data(
     }
     let progress = Progress::new("evaluating", quiet);
     let mut show = |i: usize| progress.update(i, 2 * n, "the original");
-    let a = Outputs::of(&before.into_program(), dataset, preprocess, &mut show, &keep_going)?;
+    let a = Outputs::of(&before.into_program()?, dataset, preprocess, &mut show, &keep_going)?;
     let mut show = |i: usize| progress.update(n + i, 2 * n, "the result");
-    let b = Outputs::of(&after.into_program(), dataset, preprocess, &mut show, &keep_going)?;
+    let b = Outputs::of(&after.into_program()?, dataset, preprocess, &mut show, &keep_going)?;
     measured.output_error = a.error(&b).map(f64::sqrt);
     // Only outputs that look like class scores can be right, or agree on a class.
     let share = |hits: &[bool]| hits.iter().filter(|h| **h).count() as f64 / hits.len().max(1) as f64;

@@ -4,9 +4,10 @@ use crate::data::DataArgs;
 use crate::executor::TractExecutor;
 use crate::host::CliHost;
 use crate::pipeline::PassFlags;
-use crate::progress::interrupted;
+use crate::progress::{Progress, interrupted};
 use crate::samples::{DataSamples, SAMPLES, calibration_memory};
 use crate::table::{Format, emit, json, render, si, table};
+use crate::training::{CliSession, DatasetExamples, TrainArgs};
 use crate::watch::{Shown, Watcher};
 use crate::work::{self, CheckArgs, bytes, count, time};
 use crate::{Globals, INTERRUPTED, Usage, network};
@@ -14,7 +15,7 @@ use anyhow::{Context as _, anyhow};
 use basisopt_onnx::Model;
 use basisopt_passes::cost::{self, Cost};
 use basisopt_passes::{
-    Calibration, Check, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report,
+    Calibration, Check, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report, Training,
 };
 use clap::ValueEnum;
 use serde::Serialize;
@@ -70,6 +71,16 @@ pub(crate) struct Args {
     /// Of those, so many at most, drawn at random by --seed.
     #[arg(long, value_name = "N", default_value_t = SAMPLES as u64, value_parser = clap::value_parser!(u64).range(1..), help_heading = "Checking and running")]
     samples: u64,
+    /// Images that fine-tune trains on, with labels where there are any; a tenth of them are kept apart to choose the
+    /// best version by. Preprocessed as MODEL.toml says.
+    #[arg(long, value_name = "PATH", help_heading = "Training")]
+    train: Option<PathBuf>,
+    /// The network that training imitates, if that is not the one given: of the same names, as it was before it was
+    /// compressed.
+    #[arg(long, value_name = "MODEL", requires = "train", help_heading = "Training")]
+    original: Option<PathBuf>,
+    #[command(flatten)]
+    training: TrainArgs,
     /// Stop after so many rewrites in all.
     #[arg(long, value_name = "N", help_heading = "Looking inside")]
     stop_after: Option<usize>,
@@ -164,6 +175,29 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         Some(path) => Some(calibration(&args, path, &model, &executor)?),
         None => None,
     };
+    let data = match &args.train {
+        Some(path) => {
+            let data = DataArgs { data: Some(path.clone()), ..DataArgs::default() };
+            let (dataset, preprocess) = data.require(&args.model)?;
+            let n = (dataset.len() / 10).max(1);
+            let (validation, rest) = dataset.split(n, args.check.seed.wrapping_add(1));
+            Some((rest, validation, preprocess))
+        }
+        None => None,
+    };
+    let original = args.original.as_deref().map(network::model).transpose()?;
+    let progress = Progress::new("fine-tune", globals.quiet);
+    let (train_on, validate_on) = match &data {
+        Some((rest, validation, preprocess)) => {
+            let input = executor.image_input(&model.graph).map_err(|e| anyhow!("{file}: {e}"))?;
+            let examples = |set| DatasetExamples::new(set, preprocess, &input, &progress);
+            (Some(examples(rest)?), Some(examples(validation)?))
+        }
+        None => (None, None),
+    };
+    drop(progress);
+    let output = args.output.as_deref().filter(|o| *o != Path::new("-"));
+    let mut session = CliSession::new(&args.training, output, globals.quiet)?;
     let shown = Shown {
         lines: !globals.quiet,
         remarks: args.remarks == Some(Remarks::Text) && !globals.quiet,
@@ -181,6 +215,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     manager.is_checked = !args.no_check;
     manager.executor = Some(&mut executor);
     manager.calibration = samples.as_ref().map(|s| Calibration { samples: s, memory: calibration_memory() });
+    if let (Some(examples), Some(validation)) = (&train_on, &validate_on) {
+        let original = original.as_ref().map(|m| &m.graph);
+        manager.training = Some(Training { examples, validation, original, session: &mut session });
+    }
     let result = manager.run(&mut model.graph, &pipeline, &mut watcher);
     host.end();
     let report = match result {
@@ -212,7 +250,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
                 .and_then(|()| std::io::Write::flush(&mut out))
                 .context("cannot write to stdout")?;
         }
-        Some(output) => model.write(output)?,
+        Some(output) => {
+            model.write(output)?;
+            session.finish(&args.training);
+        }
         None => {}
     }
     if !globals.quiet {

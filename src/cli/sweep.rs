@@ -6,7 +6,7 @@ use crate::compress::MethodArg;
 use crate::data::DataArgs;
 use crate::executor::TractExecutor;
 use crate::host::CliHost;
-use crate::material::{HELD_OUT, Material};
+use crate::material::{HELD_OUT, Material, Use};
 use crate::network::RunArgs;
 use crate::opt::{explain, give_up};
 use crate::progress::interrupted;
@@ -113,7 +113,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let host = CliHost::new(globals.quiet);
     let mut model = network::model(&args.model)?;
     let file = model.source().file().to_owned();
-    let material = Material::open(&args.data, &args.model, args.calibration.as_deref(), false, HELD_OUT)?;
+    let material =
+        Material::open(&args.data, &args.model, args.calibration.as_deref(), Use::Report, HELD_OUT)?;
     work::import_notes(&mut model, globals.quiet);
     work::refuse_non_finite(&model)?;
     network::check_dims(&file, &model.graph, &args.run.dims)?;
@@ -176,7 +177,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         layers: layers(&survey, &remarks),
         notes: notes(samples.is_some(), material.held_out.is_some()),
         seconds: 0.0,
-        command: command(&file),
+        command: work::command(),
         file: file.clone(),
     };
     let n_refused = sweep.layers.len() - survey.layers.len();
@@ -371,14 +372,4 @@ fn notes(has_data: bool, has_held_out: bool) -> Vec<String> {
         notes.push("no images were held out, so nothing was measured".to_owned());
     }
     notes
-}
-
-/// The command as it was given, for the page.
-fn command(file: &str) -> String {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let quoted = |a: &String| if a.contains([' ', '*', '|']) { format!("'{a}'") } else { a.clone() };
-    match args.is_empty() {
-        true => format!("basisopt sweep {file}"),
-        false => format!("basisopt {}", args.iter().map(quoted).collect::<Vec<_>>().join(" ")),
-    }
 }

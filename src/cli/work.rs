@@ -168,6 +168,13 @@ pub(crate) fn count(n: usize, one: &str) -> String {
     if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
+/// The command as it was given, for reports.
+pub(crate) fn command() -> String {
+    let quoted = |a: String| if a.contains([' ', '*', '|']) { format!("'{a}'") } else { a };
+    let args: Vec<String> = std::env::args().skip(1).map(quoted).collect();
+    format!("basisopt {}", args.join(" "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

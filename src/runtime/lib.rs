@@ -27,7 +27,9 @@ pub mod source;
 
 pub use bench::{BenchOptions, BenchProgress, BenchResult, MemoryUse, bench, measure_memory};
 pub use compare::{OutputDiff, all_close, compare};
-pub use data::{Batch, Channels, Dataset, DatasetOptions, LabelSource, Layout, ModelConfig, Preprocess};
+pub use data::{
+    Batch, Batches, Channels, Dataset, DatasetOptions, LabelSource, Layout, ModelConfig, Preprocess,
+};
 pub use error::RuntimeError;
 pub use eval::{AgreementReport, EvalReport, agreement, evaluate};
 pub use memory::total_memory;

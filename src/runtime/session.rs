@@ -169,9 +169,22 @@ impl Session {
         prepare(&self.name, &self.inputs, inputs)
     }
 
-    /// The network alone, to be run from any number of threads.
-    pub fn into_program(self) -> Program {
-        Program { name: self.name, inputs: self.inputs, outputs: self.outputs, plan: self.plan }
+    /// The network alone, to be run from any number of threads. Each run stays on the thread that asks for it,
+    /// whatever [`LoadOptions::threads`] said: one that waited for others would be given another run to begin, and tract
+    /// keeps what a run works with by thread.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Tract`] if the network cannot be planned anew.
+    pub fn into_program(self) -> Result<Program, RuntimeError> {
+        let plan = match self.threads {
+            1 => self.plan,
+            _ => {
+                let options = RunOptions { executor: Some(Executor::SingleThread), ..RunOptions::default() };
+                let model = self.plan.model().clone();
+                guard(&self.name, "plan", || TypedSimplePlan::new_with_options(model, &options))?
+            }
+        };
+        Ok(Program { name: self.name, inputs: self.inputs, outputs: self.outputs, plan })
     }
 
     /// Runs on tensors that [`Session::prepare`] made: what a benchmark times.

@@ -200,6 +200,17 @@ impl Dataset {
         self.label_source != LabelSource::None
     }
 
+    /// The label of the sample at this place, where it is known without reading the sample.
+    pub fn label(&self, place: usize) -> Option<i64> {
+        let index = *self.chosen.get(place)?;
+        self.labels.as_ref()?.get(index).copied()
+    }
+
+    /// Whether samples can only be read in their order.
+    pub fn is_compressed(&self) -> bool {
+        matches!(&self.records, Records::Array(array) if array.is_compressed())
+    }
+
     /// Where the labels come from.
     pub fn label_source(&self) -> &LabelSource {
         &self.label_source
@@ -320,6 +331,17 @@ pub struct Batches<'a> {
 }
 
 impl Batches<'_> {
+    /// Appends the numbers of the sample at this place of the data set, and gives its label. Samples may be read
+    /// in any order, but for compressed arrays ([`Dataset::is_compressed`]), which can only be read forward.
+    ///
+    /// # Errors
+    /// [`RuntimeError`] naming the corrupt file or record.
+    pub fn read(&mut self, place: usize, values: &mut Vec<f32>) -> Result<Option<i64>, RuntimeError> {
+        let index = self.dataset.chosen.get(place).copied();
+        let gone = || RuntimeError::data(&self.dataset.path, format!("has no sample {place}"));
+        self.sample(index.ok_or_else(gone)?, values)
+    }
+
     fn batch(&mut self) -> Result<Batch, RuntimeError> {
         let size = self.input.shape.first().copied().unwrap_or(1);
         let per_image: usize = self.input.shape.iter().skip(1).product();

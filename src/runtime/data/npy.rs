@@ -165,6 +165,10 @@ impl ArrayFile {
         Ok((Box::new(BufReader::new(stream)), header))
     }
 
+    pub(crate) fn is_compressed(&self) -> bool {
+        matches!(self.place, Place::Deflated { .. })
+    }
+
     pub(crate) fn reader(&self) -> Result<ArrayReader<'_>, RuntimeError> {
         let stream = match self.place {
             Place::Plain(at) => {

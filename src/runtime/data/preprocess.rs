@@ -117,6 +117,20 @@ impl Preprocess {
         Ok(())
     }
 
+    /// Whether the channels of a pixel lie side by side in this input.
+    ///
+    /// # Errors
+    /// As for reading images: if the settings do not fit the input.
+    pub fn is_channels_last(&self, input: &InputInfo) -> Result<bool, RuntimeError> {
+        Ok(self.geometry(input)?.layout == Layout::Nhwc)
+    }
+
+    /// What a black pixel becomes, by channel.
+    pub fn blank(&self, n_channels: usize) -> Vec<f32> {
+        let of = |values: &[f32], c: usize| values.get(c).or(values.first()).copied();
+        (0..n_channels).map(|c| -of(&self.mean, c).unwrap_or(0.0) / of(&self.std, c).unwrap_or(1.0)).collect()
+    }
+
     pub(crate) fn geometry(&self, input: &InputInfo) -> Result<Geometry, RuntimeError> {
         self.validate()?;
         let &[_, a, b, c] = input.shape.as_slice() else {

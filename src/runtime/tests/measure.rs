@@ -153,7 +153,7 @@ fn outputs_that_are_kept_count_as_the_evaluation_does() {
     let path = records(dir.path(), "images.bin", &images);
     let dataset = Dataset::open(&path, &DatasetOptions::default()).unwrap();
     for batch in [1, 3] {
-        let program = classifier(batch, 0).into_program();
+        let program = classifier(batch, 0).into_program().unwrap();
         let mut done = Vec::new();
         let outputs =
             Outputs::of(&program, &dataset, &Preprocess::default(), &mut |n| done.push(n), &|| true).unwrap();
@@ -165,7 +165,8 @@ fn outputs_that_are_kept_count_as_the_evaluation_does() {
         assert_eq!(outputs.error(&outputs), Some(0.0));
     }
     let wrong = Preprocess { label_offset: 5, ..Preprocess::default() };
-    let outputs = Outputs::of(&classifier(1, 0).into_program(), &dataset, &wrong, &mut |_| {}, &|| true);
+    let outputs =
+        Outputs::of(&classifier(1, 0).into_program().unwrap(), &dataset, &wrong, &mut |_| {}, &|| true);
     assert!(outputs.unwrap().hits().unwrap_err().to_string().contains("no class of the network"));
 }
 
@@ -179,7 +180,7 @@ fn the_error_of_outputs_is_relative_to_what_varies() {
         let mut model = colour_classifier(Named("N"), 32, 0);
         model.graph.as_mut().unwrap().initializer = vec![tensor("w", &[3, 3], &w)];
         let options = LoadOptions { batch: Some(1), ..LoadOptions::default() };
-        let program = Session::load(&source("w.onnx", &model), &options).unwrap().into_program();
+        let program = Session::load(&source("w.onnx", &model), &options).unwrap().into_program().unwrap();
         Outputs::of(&program, &dataset, &Preprocess::default(), &mut |_| {}, &|| true).unwrap()
     };
     let original = outputs([1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]);

@@ -1,0 +1,312 @@
+//! The result of `compress`: as a table, JSON, and a page to look at.
+
+use super::ladder::{Curve, Rung};
+use super::{Args, PASSES};
+use crate::measure::Measured;
+use crate::table::{json, render, shorten, si, table};
+use crate::work::{self, bytes};
+use basisopt_passes::cost::{self, Cost};
+use basisopt_passes::{Pipeline, RemarkKind, Report};
+use serde::Serialize;
+use std::fmt::Write as _;
+
+/// The page, with a place for the data.
+const PAGE: &str = include_str!("page.html");
+const PLACE: &str = "/*REPORT*/null/*END*/";
+
+/// The result as JSON.
+#[derive(Serialize)]
+pub(super) struct JsonReport<'a> {
+    pub file: &'a str,
+    pub output: Option<String>,
+    pub pipeline: String,
+    pub seconds: f64,
+    pub before: &'a Size,
+    pub after: &'a Size,
+    pub measured: &'a Measured,
+    pub layers: &'a [Layer],
+    /// What recovered accuracy, in order.
+    pub rungs: &'a [Rung],
+    /// How many points may be lost.
+    pub goal: Option<f64>,
+    /// What the score of a rung is: `accuracy` or `agreement`.
+    pub measure: &'static str,
+    /// The original's score on the same images.
+    pub original_score: Option<f64>,
+    /// Every epoch of training.
+    pub training: Vec<Curve<'a>>,
+    pub version: &'static str,
+    pub command: String,
+}
+
+impl JsonReport<'_> {
+    /// Everything as JSON.
+    pub(super) fn json(&self) -> anyhow::Result<String> {
+        json(self)
+    }
+
+    /// Everything as one file to open in a browser.
+    pub(super) fn page(&self) -> anyhow::Result<String> {
+        // A name may hold `</script>`.
+        let data = serde_json::to_string(self)?.replace('<', "\\u003c").replace('\u{2028}', "\\u2028");
+        Ok(PAGE.replacen(PLACE, &data, 1))
+    }
+}
+
+/// What a network costs, and how large its file is.
+#[derive(Serialize)]
+pub(super) struct Size {
+    pub file_bytes: u64,
+    #[serde(flatten)]
+    pub cost: Cost,
+}
+
+/// What became of one convolution or linear layer.
+#[derive(Debug, Serialize)]
+pub(super) struct Layer {
+    name: String,
+    factored: bool,
+    rank: Option<u64>,
+    full_rank: Option<u64>,
+    /// Share of the squared singular values kept.
+    energy: Option<f64>,
+    /// `‖W − factors‖ / ‖W‖`.
+    error: Option<f64>,
+    /// Root of the mean squared error of the layer's output relative to its variance, where it was fitted.
+    output_error: Option<f64>,
+    macs_before: Option<u64>,
+    macs_after: Option<u64>,
+    /// Why it was left alone.
+    reason: Option<String>,
+}
+
+/// The ranks that were chosen, as a file for `--ranks`.
+pub(super) fn ranks_file(pipeline: &Pipeline, layers: &[Layer]) -> String {
+    let mut text = format!("# Ranks chosen by basisopt {}: {pipeline}\n", env!("CARGO_PKG_VERSION"));
+    for layer in layers {
+        match (layer.rank.filter(|_| layer.factored), layer.full_rank) {
+            (Some(rank), Some(full)) => {
+                let _ = writeln!(text, "{rank} {} # of {full}", layer.name);
+            }
+            _ => {
+                let _ = writeln!(text, "# {} stays whole", layer.name);
+            }
+        }
+    }
+    text
+}
+
+/// What the factorising passes said about each layer, in the order in which they run.
+pub(super) fn layers(cost: &Cost, report: &Report) -> Vec<Layer> {
+    let remarks: Vec<_> = report.remarks().filter(|r| PASSES.contains(&r.pass.as_str())).collect();
+    let layer = |layer: &cost::LayerCost| {
+        let said = |kind| remarks.iter().find(move |r| r.node == layer.label && r.kind == kind);
+        let applied = said(RemarkKind::Applied).filter(|r| r.code == "factored");
+        let refused = said(RemarkKind::Refused);
+        // Refusals carry the numbers they know, such as the rank that would not have paid.
+        let value = |key: &str| applied.or(refused).and_then(|r| r.values.get(key)).copied();
+        let whole = |key: &str| value(key).map(|v| v as u64);
+        let error = value("squared_error").zip(value("squared_norm")).map(|(e, n)| (e / n).sqrt());
+        let share = applied.and_then(|r| r.values.get("cost"));
+        Layer {
+            name: layer.label.clone(),
+            factored: applied.is_some(),
+            rank: whole("rank"),
+            full_rank: whole("full_rank"),
+            energy: value("energy"),
+            error,
+            output_error: value("output_error").map(f64::sqrt),
+            macs_before: layer.macs,
+            macs_after: layer.macs.map(|m| share.map_or(m, |s| (m as f64 * s).round() as u64)),
+            reason: match (applied, refused) {
+                (Some(_), _) => None,
+                (None, Some(refused)) => Some(refused.message.clone()),
+                (None, None) => Some("--energy goes by convolutions alone, as the paper does".to_owned()),
+            },
+        }
+    };
+    cost.layers.iter().map(layer).collect()
+}
+
+/// The table, the rungs, and what is to be said.
+pub(super) fn text(
+    args: &Args,
+    (before, after): (&Size, &Size),
+    measured: &Measured,
+    (layers, rungs): (&[Layer], &[Rung]),
+) -> String {
+    let mut out = String::new();
+    if args.layers {
+        out = layer_table(layers) + "\n";
+    }
+    let mut rows = table(&["", "before", "after", "ratio"]);
+    let ratio = |a: f64, b: f64| if a > 0.0 { format!("{:.3}", b / a) } else { String::new() };
+    let mut row = |what: &str, show: &dyn Fn(u64) -> String, a: Option<u64>, b: Option<u64>| {
+        if let (Some(a), Some(b)) = (a, b) {
+            rows.add_row([what.to_owned(), show(a), show(b), ratio(a as f64, b as f64)]);
+        }
+    };
+    let number = |n: u64| si(n as f64);
+    row("file size", &bytes, Some(before.file_bytes), Some(after.file_bytes));
+    row("parameters", &number, Some(before.cost.params), Some(after.cost.params));
+    row("multiply-adds", &number, before.cost.macs, after.cost.macs);
+    if let Some(a) = &measured.accuracy {
+        let percent = |x: f64| format!("{:.2} %", 100.0 * x);
+        rows.add_row([
+            "top-1 accuracy".to_owned(),
+            percent(a.before),
+            percent(a.after),
+            points(a.after - a.before),
+        ]);
+    }
+    if let Some([a, b]) = &measured.latency {
+        let ms = |x: f64| format!("{x:.3} ms");
+        let what = format!("latency, batch {}", a.batch);
+        rows.add_row([what, ms(a.median_ms), ms(b.median_ms), format!("{:.3}", b.time_ratio)]);
+    }
+    out += &render(&rows);
+    out.push('\n');
+    if rungs.iter().any(|rung| rung.score.is_some()) {
+        let _ = writeln!(out, "\n{}", rung_table(rungs));
+    }
+
+    let n_factored = layers.iter().filter(|l| l.factored).count();
+    let _ = write!(out, "{n_factored} of {} factored", work::count(layers.len(), "layer"));
+    let hint =
+        if args.layers || n_factored == layers.len() { "" } else { "; --layers says why not the others" };
+    let _ = writeln!(out, "{hint}");
+    for line in findings(measured, before.cost.macs.is_none(), n_factored) {
+        let _ = writeln!(out, "{line}");
+    }
+    out
+}
+
+/// The sentences under the table.
+fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    if are_macs_unknown {
+        lines
+            .push("multiply-adds are not known: an input size is open; give it with --dim NAME=N".to_owned());
+    }
+    if let Some(a) = &measured.agreement {
+        lines.push(format!(
+            "both networks name the same class on {:.2} % of {} inputs",
+            100.0 * a.share,
+            a.n
+        ));
+    }
+    if let Some(error) = measured.output_error.filter(|_| measured.agreement.is_none()) {
+        lines
+            .push(format!("relative error of the outputs: {error:.4} (root of squared error over variance)"));
+    }
+    if let Some(worst) = measured.outputs.iter().max_by(|a, b| a.max_rel.total_cmp(&b.max_rel)) {
+        lines.push(match worst.max_rel {
+            0.0 => "all outputs are exactly equal".to_owned(),
+            rel => format!(
+                "output {:?} is at most {rel:.1e} off, relative to its scale, on {} of the inputs",
+                worst.name, measured.n_compared
+            ),
+        });
+    }
+    if let Some(images) = &measured.calibration {
+        lines.push(format!("calibrated on {images}"));
+    }
+    if !measured.inputs.is_empty() {
+        lines.push(format!("measured on {}, with {}", measured.inputs, measured.engine));
+    }
+    lines.extend(measured.notes.iter().cloned());
+    if let Some([_, b]) = &measured.latency {
+        let [low, high] = b.time_ratio_quartiles;
+        if low > 1.0 {
+            lines.push(format!(
+                "the result is SLOWER on this machine, {:.2} times the original's time: two small convolutions cost more than one here",
+                b.time_ratio
+            ));
+        } else if high >= 1.0 {
+            lines.push("no difference in speed beyond the noise of this measurement".to_owned());
+        }
+    }
+    let calibrated = measured.calibration.is_some();
+    match &measured.accuracy {
+        // A fifth of what was right is wrong now: nobody wants that by default.
+        Some(a) if a.after < 0.8 * a.before => lines.push(format!(
+            "the result is DAMAGED: do not ship it without training. {}",
+            match calibrated {
+                true => "This network does not bear so small a budget; a larger one, or --exclude for its most sensitive layers, keeps it working",
+                false => "Ranks and factors came from the weights alone; with --data images/ they come from what the layers do",
+            }
+        )),
+        Some(a) if a.after + a.margin < a.before => lines.push(match calibrated {
+            true => "accuracy was lost: a larger --budget keeps more of it".to_owned(),
+            false => "accuracy was lost: factors from data (--data) keep much more of it at the same size".to_owned(),
+        }),
+        Some(_) => {}
+        None if n_factored == 0 => {}
+        None if calibrated => {}
+        None => lines.push("nothing was measured on real inputs: give --data images/".to_owned()),
+    }
+    lines
+}
+
+/// A difference of shares in percentage points, with its sign.
+fn points(difference: f64) -> String {
+    format!("{:+.2} points", 100.0 * difference)
+}
+
+fn layer_table(layers: &[Layer]) -> String {
+    let mut rows = table(&[
+        "layer",
+        "rank",
+        "energy",
+        "weight error",
+        "output error",
+        "multiply-adds",
+        "left alone because",
+    ]);
+    if let Some(column) = rows.column_mut(6) {
+        column.set_cell_alignment(comfy_table::CellAlignment::Left);
+    }
+    for layer in layers {
+        let macs = |n: Option<u64>| n.map_or("?".to_owned(), |n| si(n as f64));
+        let rank = match (layer.rank, layer.full_rank) {
+            (Some(rank), Some(full)) => format!("{rank}/{full}"),
+            _ => String::new(),
+        };
+        let macs = match layer.factored {
+            true => format!("{} → {}", macs(layer.macs_before), macs(layer.macs_after)),
+            false => macs(layer.macs_before),
+        };
+        let fixed = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
+        rows.add_row([
+            shorten(&layer.name, 40),
+            rank,
+            fixed(layer.energy),
+            fixed(layer.error),
+            fixed(layer.output_error),
+            macs,
+            layer.reason.clone().unwrap_or_default(),
+        ]);
+    }
+    render(&rows)
+}
+
+/// One line per rung: what it bought, and what it cost.
+fn rung_table(rungs: &[Rung]) -> String {
+    let mut rows = table(&["recovery", "time", "epochs", "validation", "points", "loss"]);
+    for rung in rungs {
+        if let Some(why) = &rung.skipped {
+            rows.add_row([rung.title.clone(), why.clone()]);
+            continue;
+        }
+        let change = rung.score.zip(rung.score_before).map(|(a, b)| format!("{:+.2}", 100.0 * (a - b)));
+        rows.add_row([
+            rung.title.clone(),
+            work::time(std::time::Duration::from_secs_f64(rung.seconds)),
+            rung.epochs.map_or(String::new(), |e| format!("{e}")),
+            rung.score.map_or(String::new(), |s| format!("{:.2} %", 100.0 * s)),
+            change.unwrap_or_default(),
+            rung.loss_before.zip(rung.loss).map_or(String::new(), |(a, b)| format!("{a:.4} → {b:.4}")),
+        ]);
+    }
+    render(&rows)
+}

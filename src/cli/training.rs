@@ -1,0 +1,360 @@
+//! Training as the program does it: images of a data set, progress, the log, checkpoints.
+
+use crate::progress::{Progress, interrupted};
+use crate::work;
+use anyhow::{Context as _, anyhow};
+use basisopt_passes::Session;
+use basisopt_runtime::{Batches, Dataset, InputInfo, Preprocess};
+use basisopt_train::checkpoint;
+use basisopt_train::examples::{Examples, ImageShape};
+use basisopt_train::watch::{self, Epoch, Watch};
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Data sets of up to so many bytes are kept in memory as the network takes them.
+const MAX_CACHE: usize = 256 << 20;
+/// How often a checkpoint is written in the course of an epoch.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+
+/// Flags of commands that train.
+#[derive(Clone, Debug, Default, clap::Args)]
+#[command(next_help_heading = "Training")]
+pub(crate) struct TrainArgs {
+    /// Write a line of JSON per epoch: epoch, loss, images_per_second, validation figures.
+    #[arg(long, value_name = "FILE")]
+    pub log: Option<PathBuf>,
+    /// Where the state of training is kept, every minute and on Ctrl-C [default: the output's name with
+    /// .checkpoint, removed when all is done].
+    #[arg(long, value_name = "FILE")]
+    pub checkpoint: Option<PathBuf>,
+    /// Go on from the checkpoint: with the same model, data and options the result is what it would have been.
+    #[arg(long)]
+    pub resume: bool,
+}
+
+impl TrainArgs {
+    /// The file of the checkpoint, if there is to be one.
+    pub(crate) fn checkpoint(&self, output: Option<&Path>) -> Option<PathBuf> {
+        self.checkpoint.clone().or_else(|| {
+            let mut name = output?.file_name()?.to_owned();
+            name.push(".checkpoint");
+            Some(output?.with_file_name(name))
+        })
+    }
+}
+
+/// A data set as examples for one network.
+pub(crate) struct DatasetExamples<'a> {
+    dataset: &'a Dataset,
+    preprocess: &'a Preprocess,
+    input: InputInfo,
+    shape: ImageShape,
+    blank: Vec<f32>,
+    labels: Vec<Option<usize>>,
+    /// All images, if they are few or cannot be read in any order.
+    cache: Option<Vec<f32>>,
+    readers: Mutex<Vec<Batches<'a>>>,
+}
+
+impl<'a> DatasetExamples<'a> {
+    /// Looks at every image once where that is cheap or needed: for labels, and to keep small sets in memory.
+    ///
+    /// # Errors
+    /// If the images do not fit the network.
+    pub(crate) fn new(
+        dataset: &'a Dataset,
+        preprocess: &'a Preprocess,
+        input: &InputInfo,
+        progress: &Progress,
+    ) -> anyhow::Result<Self> {
+        // Wherever the network fixes another batch: images come one by one.
+        let mut input = input.clone();
+        if let Some(first) = input.shape.first_mut() {
+            *first = 1;
+        }
+        let &[_, a, b, c] = &input.shape[..] else {
+            return Err(anyhow!("input {:?} of shape {:?} takes no images", input.name, input.shape));
+        };
+        let channels_last = preprocess.is_channels_last(&input)?;
+        let shape = match channels_last {
+            true => ImageShape { n_channels: c, height: a, width: b, channels_last },
+            false => ImageShape { n_channels: a, height: b, width: c, channels_last },
+        };
+        let n = dataset.len();
+        let is_small = shape.len() * n * size_of::<f32>() <= MAX_CACHE;
+        let mut reader = dataset.batches(preprocess, &input)?;
+        let mut labels = Vec::with_capacity(n);
+        let mut cache = (is_small || dataset.is_compressed()).then(|| Vec::with_capacity(shape.len() * n));
+        let mut image = Vec::with_capacity(shape.len());
+        let has_labels = dataset.is_labelled();
+        for i in 0..n {
+            image.clear();
+            let label = match (&cache, dataset.label(i)) {
+                (None, Some(label)) => Some(label),
+                (None, None) if !has_labels => None,
+                _ => reader.read(i, &mut image)?,
+            };
+            if let Some(cache) = &mut cache {
+                cache.extend_from_slice(&image);
+            }
+            labels.push(match label.map(|l| l + preprocess.label_offset) {
+                None => None,
+                Some(l) => Some(usize::try_from(l).map_err(|_| {
+                    anyhow!("{}: label {l} of image {i} is negative", dataset.path().display())
+                })?),
+            });
+            if interrupted() {
+                return Err(anyhow!("interrupted; nothing was written"));
+            }
+            progress.update(i, n, "reading images");
+        }
+        Ok(Self {
+            dataset,
+            preprocess,
+            input,
+            shape,
+            blank: preprocess.blank(shape.n_channels),
+            labels,
+            cache,
+            readers: Mutex::new(Vec::new()),
+        })
+    }
+}
+
+impl Examples for DatasetExamples<'_> {
+    fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    fn shape(&self) -> ImageShape {
+        self.shape
+    }
+
+    fn read(&self, index: usize, into: &mut [f32]) -> Result<(), String> {
+        if let Some(cache) = &self.cache {
+            let image = cache.get(index * into.len()..(index + 1) * into.len());
+            into.copy_from_slice(image.ok_or("an image that is not there")?);
+            return Ok(());
+        }
+        let reader = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let mut reader = match reader {
+            Some(reader) => reader,
+            None => self.dataset.batches(self.preprocess, &self.input).map_err(|e| e.to_string())?,
+        };
+        let mut values = Vec::with_capacity(into.len());
+        reader.read(index, &mut values).map_err(|e| e.to_string())?;
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
+        if values.len() != into.len() {
+            return Err(format!("image {index} has {} values, not {}", values.len(), into.len()));
+        }
+        into.copy_from_slice(&values);
+        Ok(())
+    }
+
+    fn label(&self, index: usize) -> Option<usize> {
+        self.labels.get(index).copied().flatten()
+    }
+
+    fn blank(&self) -> Vec<f32> {
+        self.blank.clone()
+    }
+}
+
+/// One epoch, in the log and in reports.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct LogLine {
+    /// Which run of training in the pipeline, from 1.
+    pub run: usize,
+    epoch: f64,
+    loss: Option<f64>,
+    accuracy: Option<f64>,
+    validation_loss: f64,
+    validation_accuracy: Option<f64>,
+    is_best: bool,
+    rate: f64,
+    images_per_second: Option<f64>,
+    seconds: f64,
+}
+
+/// A run as the program shows and keeps it.
+pub(crate) struct CliSession {
+    quiet: bool,
+    progress: Option<Progress>,
+    log: Option<File>,
+    checkpoint: Option<PathBuf>,
+    resume: bool,
+    /// Which run of training in the pipeline, from 1.
+    run: usize,
+    /// The last checkpoint of each run so far.
+    runs: Vec<Vec<u8>>,
+    started: Instant,
+    /// When the last event was, for the speed of training alone.
+    last: Instant,
+    kept: Instant,
+    trained: Duration,
+    n_images: usize,
+    /// Every epoch so far.
+    pub history: Vec<LogLine>,
+}
+
+impl CliSession {
+    /// Opens the log.
+    ///
+    /// # Errors
+    /// If the log cannot be written, or there is no checkpoint to resume from.
+    pub(crate) fn new(args: &TrainArgs, output: Option<&Path>, quiet: bool) -> anyhow::Result<Self> {
+        let checkpoint = args.checkpoint(output);
+        if args.resume && !checkpoint.as_ref().is_some_and(|c| c.is_file()) {
+            let name = checkpoint
+                .as_ref()
+                .map_or("none: give --checkpoint FILE".into(), |c| c.display().to_string());
+            return Err(anyhow!("--resume: there is no checkpoint ({name})"));
+        }
+        let open = |path: &PathBuf| {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            file.with_context(|| format!("cannot write {}", path.display()))
+        };
+        let now = Instant::now();
+        Ok(Self {
+            quiet,
+            progress: None,
+            log: args.log.as_ref().map(open).transpose()?,
+            checkpoint,
+            resume: args.resume,
+            run: 0,
+            runs: Vec::new(),
+            started: now,
+            last: now,
+            kept: now,
+            trained: Duration::ZERO,
+            n_images: 0,
+            history: Vec::new(),
+        })
+    }
+
+    /// The output is written: the checkpoint has served.
+    pub(crate) fn finish(&self, args: &TrainArgs) {
+        if let (None, Some(path)) = (&args.checkpoint, &self.checkpoint) {
+            // It may never have been written.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a count")]
+    fn speed(&self) -> Option<f64> {
+        (self.n_images > 0).then(|| self.n_images as f64 / self.trained.as_secs_f64().max(1e-9))
+    }
+
+    fn say(&mut self, text: &str) {
+        self.progress = None;
+        if !self.quiet {
+            eprintln!("  {text}");
+        }
+    }
+}
+
+impl Watch for CliSession {
+    fn step(&mut self, p: &watch::Progress) {
+        let now = Instant::now();
+        self.trained += now - self.last;
+        self.last = now;
+        self.n_images += p.n_images;
+        let accuracy = p.accuracy.map(|a| format!(", accuracy {:.2} %", a * 100.0)).unwrap_or_default();
+        let speed = self.speed().map(|s| format!(", {s:.0} images/s")).unwrap_or_default();
+        let epoch = p.step.div_ceil(p.steps_per_epoch);
+        let text = format!("epoch {epoch}: loss {:.4}{accuracy}{speed}", p.loss);
+        let quiet = self.quiet;
+        let whole = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let progress = self.progress.get_or_insert_with(|| Progress::new("fine-tune", quiet));
+        progress.update(whole(p.step), whole(p.n_steps), &text);
+    }
+
+    fn epoch(&mut self, e: &Epoch) {
+        let line = LogLine {
+            run: self.run,
+            epoch: e.epoch,
+            loss: e.loss,
+            accuracy: e.accuracy,
+            validation_loss: e.validation.loss,
+            validation_accuracy: e.validation.accuracy,
+            is_best: e.is_best,
+            rate: e.rate,
+            images_per_second: self.speed(),
+            seconds: self.started.elapsed().as_secs_f64(),
+        };
+        let percent =
+            |a: Option<f64>| a.map(|a| format!(", accuracy {:.2} %", a * 100.0)).unwrap_or_default();
+        let trained = match e.loss {
+            None => "before training".to_owned(),
+            Some(loss) => format!("epoch {:.4}: loss {loss:.4}{}", e.epoch, percent(e.accuracy)),
+        };
+        let speed = line.images_per_second.map(|s| format!("; {s:.0} images/s")).unwrap_or_default();
+        self.say(&format!(
+            "{trained}; validation: loss {:.4}{}{speed}{}",
+            e.validation.loss,
+            percent(e.validation.accuracy),
+            if e.is_best { "" } else { " (not the best)" }
+        ));
+        self.history.push(line);
+        let written = match (&mut self.log, serde_json::to_string(&line)) {
+            (Some(log), Ok(text)) => writeln!(log, "{text}"),
+            _ => Ok(()),
+        };
+        if let Err(e) = written {
+            self.say(&format!("the log cannot be written: {e}"));
+            self.log = None;
+        }
+        (self.trained, self.n_images, self.last) = (Duration::ZERO, 0, Instant::now());
+    }
+
+    fn note(&mut self, text: &str) {
+        self.say(text);
+        self.last = Instant::now();
+    }
+
+    fn seconds(&mut self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    fn stops(&mut self) -> bool {
+        interrupted()
+    }
+
+    fn wants_checkpoint(&mut self) -> bool {
+        self.checkpoint.is_some() && self.kept.elapsed() >= CHECKPOINT_EVERY
+    }
+
+    fn keep(&mut self, checkpoint: &[u8]) -> Result<(), String> {
+        self.kept = Instant::now();
+        let Some(path) = self.checkpoint.clone() else { return Ok(()) };
+        // Runs that are over keep their last state, so that a resumed pipeline passes over them.
+        self.runs.resize(self.run.max(1), Vec::new());
+        if let Some(last) = self.runs.last_mut() {
+            *last = checkpoint.to_vec();
+        }
+        let all = checkpoint::join(&self.runs).map_err(|e| e.to_string())?;
+        work::write_whole(&path, &all).map_err(|e| format!("{e:#}"))?;
+        if interrupted() {
+            self.say(&format!("kept in {}; go on with --resume", path.display()));
+        }
+        Ok(())
+    }
+}
+
+impl Session for CliSession {
+    fn resume(&mut self) -> Option<Vec<u8>> {
+        self.last = Instant::now();
+        self.run += 1;
+        let path = self.checkpoint.as_ref().filter(|_| self.resume)?;
+        if self.runs.is_empty() {
+            // A file that cannot be read or taken apart is no checkpoint, which is said then.
+            let bytes = std::fs::read(path).unwrap_or_default();
+            self.runs = checkpoint::split(&bytes).unwrap_or_else(|_| vec![bytes]);
+        }
+        self.runs.get(self.run - 1).cloned()
+    }
+}
