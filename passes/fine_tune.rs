@@ -12,7 +12,7 @@
 //!
 //! ## Legality
 //!
-//! - There are images to train on (`no-data.bir`).
+//! - There are images to train on.
 //! - Every operator between what is trained and what the loss compares has a gradient; otherwise the loss compares the
 //!   last values before (`src/train/differentiate.rs`).
 //! - Something is trainable: with `train=both`, `basis` or `coefficients` there are pairs.
@@ -141,7 +141,7 @@ const OPTIONS: &[OptionSpec] = &[
     OptionSpec {
         name: "rate",
         kind: OptionKind::Float { min: 0.0, max: ANY },
-        default: "0.01 for sgd, 0.001 for adam",
+        default: "0.005 for sgd, 0.0005 for adam",
         help: "peak rate",
     },
     OptionSpec {
@@ -236,6 +236,11 @@ impl FineTune {
         if options.switch("norm", false) && options.get("basis") == Some("orthonormal") {
             return Err(conflict("norm=on scales basis filters, which basis=orthonormal forbids"));
         }
+        for name in ["rate", "epochs", "minutes"] {
+            if options.float(name).is_some_and(f64::is_infinite) {
+                return Err(conflict(&format!("{name}= cannot be infinite")));
+            }
+        }
         if options.float("rate") == Some(0.0) {
             return Err(conflict("rate=0 learns nothing"));
         }
@@ -256,7 +261,7 @@ impl FineTune {
             },
             batch: options.int("batch").unwrap_or(128),
             method,
-            rate: number("rate", if is_adam { 1e-3 } else { 1e-2 }),
+            rate: number("rate", if is_adam { 5e-4 } else { 5e-3 }),
             schedule: match options.get("schedule") {
                 Some("constant") => Schedule::Constant,
                 Some("steps") => Schedule::Steps(vec![0.25, 0.5, 0.75]),
@@ -323,6 +328,9 @@ impl Pass for FineTune {
             true => norms::insert(&mut network, &pairs, examples)?,
             false => vec![],
         };
+        if self.has_norm && norms.is_empty() {
+            cx.note("", "no-pairs", "norm=on does nothing: no convolution is factored");
+        }
         for norm in &norms {
             normalised.push(norm.output.clone());
             trained.extend(norm.constants.iter().take(2).cloned());
@@ -399,19 +407,26 @@ pub fn trainable(graph: &Graph) -> Result<Vec<String>, PassError> {
 
 fn report(cx: &mut PassContext<'_>, fitted: &Fitted, standing: Option<(Standing, Standing)>) {
     let (Some(first), best) = (fitted.history.first(), fitted.best) else { return };
-    let epochs = fitted.history.last().map_or(0.0, |e| e.epoch);
+    let epochs = fitted.history.last().map_or(0.0, |e| (100.0 * e.epoch).round() / 100.0);
     let mut values = vec![
         ("epochs", epochs),
         ("validation_loss_before", first.validation.loss),
         ("validation_loss", best.loss),
     ];
     let mut text = format!(
-        "trained for {epochs:.4} epochs: loss on validation images {:.4} → {:.4}",
+        "trained for {epochs} epochs: loss on validation images {:.4} → {:.4}",
         first.validation.loss, best.loss
     );
+    if fitted.history.iter().rfind(|e| e.is_best).is_none_or(|e| e.epoch == 0.0) {
+        text = format!(
+            "trained for {epochs} epochs, none of which did better on validation images than the network as it was (loss {:.4}), which is kept; try a smaller rate= or shift=0",
+            best.loss
+        );
+    } else if let (Some(before), Some(after)) = (first.validation.accuracy, best.accuracy) {
+        text += &format!(", accuracy {:.2} % → {:.2} %", before * 100.0, after * 100.0);
+    }
     if let (Some(before), Some(after)) = (first.validation.accuracy, best.accuracy) {
         values.extend([("validation_accuracy_before", before), ("validation_accuracy", after)]);
-        text += &format!(", accuracy {:.2} % → {:.2} %", before * 100.0, after * 100.0);
     }
     if let Some((before, after)) = standing {
         values.extend(training::scores(&before, &after));

@@ -7,11 +7,13 @@
 //!
 //! ## Legality
 //!
-//! - There are images, and the original (`no-data.bir`).
+//! - There are images, and the original.
 //! - A block begins and ends at a value that everything after it depends on through that value alone, and that the
 //!   original has by the same name. Where there is none in the middle of the network, the whole network is one block.
 //! - A block holds at least `pairs` factored layers; blocks without any are passed over.
-//! - Every operator of a block has a gradient; a block with one that has none is left alone, with a remark.
+//! - Every operator of a block has a gradient; a block with one that has none is left alone, with a remark
+//!   (`no-gradient.bir`). A constant that other blocks read as well is not trained.
+//! - Where no layer is factored, or there are fewer than sixteen images, there is nothing to do; a remark says so.
 //!
 //! ## Numerics
 //!
@@ -87,6 +89,8 @@ const OPTIONS: &[OptionSpec] = &[
 
 /// Images, where the option does not say.
 const IMAGES: usize = 2048;
+/// Fewer than this teach nothing.
+const FEWEST: usize = 16;
 /// Bytes of activations that are kept, at most.
 const MAX_BYTES: usize = 512 << 20;
 
@@ -101,12 +105,13 @@ struct Reconstruct {
 impl Reconstruct {
     fn read(options: &Options) -> Result<Self, OptionError> {
         let rate = options.float("rate").unwrap_or(1e-3);
-        if rate == 0.0 {
-            let message = "rate=0 learns nothing".to_owned();
+        let epochs = options.float("epochs").unwrap_or(10.0);
+        if rate == 0.0 || !rate.is_finite() || !epochs.is_finite() {
+            let message = "rate=0 learns nothing, and neither rate nor epochs can be infinite".to_owned();
             return Err(OptionError::Conflict { pass: INFO.name.to_owned(), message });
         }
         let fit = FitOptions {
-            length: Length::Epochs(options.float("epochs").unwrap_or(10.0)),
+            length: Length::Epochs(epochs),
             batch: options.int("batch").unwrap_or(32),
             method: Method::AdamW { betas: (0.9, 0.999), epsilon: 1e-8 },
             rate,
@@ -159,17 +164,19 @@ impl Pass for Reconstruct {
         }
         let pairs = parameters::pairs(graph);
         if pairs.is_empty() {
-            let text = "nothing to reconstruct: no layer was factored; run factorize-conv first";
-            return Err(PassError::Missing(text.to_owned()));
+            cx.note("", "no-pairs", "nothing to do: no layer is factored");
+            return Ok(Outcome::Unchanged);
         }
         let blocks = blocks(&network, &original, &pairs, self.pairs);
         let widest = blocks.iter().map(|b| b.widest(&network)).max().unwrap_or(1);
         let n = MAX_BYTES / (4 * size_of::<f32>() * widest.max(image.len()));
         let n = self.images.unwrap_or(IMAGES.min(n.max(16))).min(training.examples.len());
-        if n < 16 {
-            return Err(FitError::TooFew { found: n, needed: 16, what: "reconstruct from" }.into());
+        if n < FEWEST {
+            let text = format!("{n} images are too few to reconstruct from; {FEWEST} are needed");
+            cx.refused("", Refusal::new("too-few-images", text));
+            return Ok(Outcome::Unchanged);
         }
-        let mut data = Cached::first(training.examples, n).map_err(FitError::from)?;
+        let mut data = Cached::some(training.examples, n).map_err(FitError::from)?;
         let mut values = BTreeMap::new();
         let (mut before, mut after, mut n_trained) = (0.0, 0.0, 0);
         for (i, block) in blocks.iter().enumerate() {
@@ -192,6 +199,9 @@ impl Pass for Reconstruct {
             }
         }
         let written = write(graph, &values)?;
+        if written == 0 {
+            return Ok(Outcome::Unchanged);
+        }
         parameters::orthonormalise(graph, &pairs)?;
         let mut network = graph.clone();
         training::pin(&mut network, image)?;
@@ -237,7 +247,10 @@ impl Reconstruct {
         let theirs = extract(original, block)?;
         let expected = statistics::values(&theirs, &block.end, &data.original()).map_err(fail)?;
         data.set_targets(expected);
-        let trained = if block.has_pairs(pairs) { self.train(&ours, block, data, cx)? } else { None };
+        let trained = match block.has_pairs(pairs) {
+            true => self.train((network, &ours), block, pairs, data, cx)?,
+            false => None,
+        };
         let done = match trained {
             Some(Ok((new, from, to))) => {
                 write(&mut ours, &new)?;
@@ -256,8 +269,9 @@ impl Reconstruct {
     #[allow(clippy::type_complexity, reason = "the values, and two numbers about them")]
     fn train(
         &self,
-        ours: &Graph,
+        (network, ours): (&Graph, &Graph),
         block: &Block,
+        pairs: &[(NodeId, NodeId)],
         data: &Cached,
         cx: &PassContext<'_>,
     ) -> Result<Option<Result<(BTreeMap<String, Vec<f32>>, f64, f64), Refusal>>, PassError> {
@@ -267,8 +281,11 @@ impl Reconstruct {
         let validation = Part::new(data, rest);
         let variance = data.target_variance();
         #[allow(clippy::cast_possible_truncation, reason = "a scale")]
-        let scale = (variance as f32).max(f32::MIN_POSITIVE);
-        let Ok(trained) = parameters::find(ours, Trained::All, &[]) else { return Ok(None) };
+        let scale = (variance as f32).max(1e-12);
+        let Ok(mut trained) = parameters::find(ours, Trained::All, pairs) else { return Ok(None) };
+        // What other blocks read as well is not this one's to change.
+        let readers = |graph: &Graph, name: &str| graph.find_value(name).map(|v| graph.n_readers(v));
+        trained.retain(|name| readers(ours, name) == readers(network, name));
         let task = Task {
             network: ours,
             reference: Reference::Examples,
@@ -280,7 +297,7 @@ impl Reconstruct {
         };
         let mut trainer = match Trainer::new(&task) {
             Ok(trainer) => trainer,
-            Err(e @ (TrainError::Differentiate(_) | TrainError::Compile(_))) => {
+            Err(e @ (TrainError::Differentiate(_) | TrainError::Compile(_) | TrainError::Nothing)) => {
                 return Ok(Some(Err(Refusal::new("no-gradient", e.to_string()))));
             }
             Err(e) => return Err(FitError::from(e).into()),
@@ -288,7 +305,12 @@ impl Reconstruct {
         let mut options = self.fit.clone();
         options.seed = cx.seed;
         let mut silent = Silent { host: cx.host };
-        let fitted = fit(&mut trainer, &train, &validation, &options, "", None, &mut silent)?;
+        let fitted = match fit(&mut trainer, &train, &validation, &options, "", None, &mut silent) {
+            Err(e @ FitError::Diverged { .. }) => {
+                return Ok(Some(Err(Refusal::new("diverged", e.to_string()))));
+            }
+            other => other?,
+        };
         if fitted.interrupted {
             return Err(PassError::Interrupted);
         }

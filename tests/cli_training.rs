@@ -158,6 +158,10 @@ fn slips_in_resuming_are_named() {
     std::fs::write(bench.dir.path().join("kept"), b"not one").unwrap();
     let (_, err) = bench.run(1, &[&args[..], &["--checkpoint", "kept", "--resume"]].concat());
     assert!(err.contains("no checkpoint, or one of another version"), "{err}");
+    // A checkpoint that is there is not lost for want of a flag.
+    let (_, err) = bench.run(1, &[&args[..], &["--checkpoint", "kept"]].concat());
+    assert!(err.contains("earlier run") && err.contains("--resume"), "{err}");
+    std::fs::remove_file(bench.dir.path().join("kept")).unwrap();
     // A run that is over is passed over.
     bench.run(0, &[&args[..], &["--checkpoint", "kept"]].concat());
     let whole = bench.read("a.onnx");
@@ -168,8 +172,14 @@ fn slips_in_resuming_are_named() {
 #[test]
 fn what_training_needs_is_asked_for() {
     let bench = Bench::new();
-    let (_, err) = bench.run(1, &["opt", "glyphnet.onnx", "--fine-tune", "-q"]);
+    let (_, err) = bench.run(2, &["opt", "glyphnet.onnx", "--fine-tune", "-q"]);
     assert!(err.contains("--train"), "{err}");
+    let (_, err) = bench.run(2, &["opt", "glyphnet.onnx", "--dead-code", "--train", "glyphs_test.npz", "-q"]);
+    assert!(err.contains("--fine-tune"), "{err}");
+    let (_, err) = bench.run(2, &["compress", "glyphnet.onnx", "--log", "a.log", "-q"]);
+    assert!(err.contains("--fine-tune"), "{err}");
+    let (_, err) = bench.run(2, &["compress", "glyphnet.onnx", "--fine-tune", "epochs=3,flip=on", "-q"]);
+    assert!(err.contains("colons"), "{err}");
     let (_, err) = bench.run(2, &["compress", "glyphnet.onnx", "--goal", "1", "-q"]);
     assert!(err.contains("--fine-tune"), "{err}");
     let (_, err) = bench.run(2, &["compress", "glyphnet.onnx", "--fine-tune", "epoch=3", "-q"]);
@@ -193,4 +203,36 @@ fn the_original_can_be_given() {
     let loss = out.split("\"validation_loss_before\":").nth(1).unwrap();
     let loss: f64 = loss.split([',', '}']).next().unwrap().trim().parse().unwrap();
     assert!(loss.abs() < 1e-5, "{out}");
+}
+
+/// Nothing that is read is written to, and nothing is written twice.
+#[test]
+fn outputs_that_would_destroy_something_are_refused() {
+    let bench = Bench::new();
+    let fixed = ["compress", "glyphnet.onnx", "--fine-tune", "epochs=1", "-q", "-o", "x.onnx"];
+    for (flags, words) in [
+        (["--checkpoint", "glyphnet.onnx"], "it is the input"),
+        (["--checkpoint", "x.onnx"], "both name"),
+        (["--html", "x.onnx"], "both name"),
+        (["--html", "-"], "cannot go to stdout"),
+        (["--checkpoint", "nowhere/kept"], "there is no folder"),
+    ] {
+        let (_, err) = bench.run(1, &[&fixed[..], &flags[..]].concat());
+        assert!(err.contains(words), "{flags:?}: {err}");
+    }
+    assert!(!bench.has("x.onnx") && !bench.has("x.onnx.checkpoint"));
+}
+
+/// A slip in the labels is told before any slow work, with the image that has it.
+#[test]
+fn labels_that_are_no_class_are_named_at_once() {
+    let bench = Bench::new();
+    let labels: String =
+        (0..400).map(|i| if i == 7 { "99\n".to_owned() } else { format!("{}\n", i % 14) }).collect();
+    std::fs::write(bench.dir.path().join("labels.txt"), labels).unwrap();
+    let args = ["compress", "glyphnet.onnx", "--budget", "macs=0.5", "--fine-tune", "epochs=1"];
+    let data = ["--data", "glyphs_test.npz", "--labels", "labels.txt"];
+    let (_, err) = bench.run(1, &[&args[..], &data[..]].concat());
+    assert!(err.contains("label 99 of image 7") && err.contains("0 to 13"), "{err}");
+    assert!(!err.contains("factorize-conv"), "after the slow work: {err}");
 }

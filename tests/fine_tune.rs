@@ -113,6 +113,16 @@ fn a_checkpoint_of_another_run_is_refused() {
     };
     let other = resumed("epochs=2:rate=0.02", first.checkpoint.clone());
     assert!(other.contains("other options"), "{other}");
+    // The same options, and as many images, but others; and another network.
+    let (good, validation) = (Patterns::of(&network(), 200, 0), Patterns::of(&network(), 50, 1));
+    let images = Patterns { seed: 7, ..Patterns::of(&network(), 200, 0) };
+    let labels = Patterns { n_classes: 3, ..Patterns::of(&network(), 200, 0) };
+    let changed = parse::parse(&NETWORK.replace("randn(seed=3)", "randn(seed=4)")).unwrap();
+    for (graph, examples) in [(network(), &images), (network(), &labels), (changed, &good)] {
+        let mut session = Kept { resume_from: first.checkpoint.clone(), ..Kept::default() };
+        let text = words(train_on(&mut graph.clone(), "epochs=2", examples, &validation, &mut session));
+        assert!(text.contains("other data"), "{text}");
+    }
     let mut damaged = first.checkpoint.clone().unwrap();
     let n = damaged.len();
     damaged[n / 2] ^= 1;
@@ -345,5 +355,39 @@ fn orthonormal_bases_stay_so_in_training() {
             let product: f64 = rows[i].iter().zip(rows[j]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
             assert!((product - f64::from(u8::from(i == j))).abs() < 1e-6, "{i} {j}: {product}");
         }
+    }
+}
+
+/// A rate at which the loss grows, but stays finite: the run goes back and halves it until it learns.
+#[test]
+fn a_loss_that_grows_goes_back_with_a_smaller_rate() {
+    let mut session = Kept::default();
+    let done = train("loss=labels:epochs=3:rate=1:clip=0:warmup=0:shift=0", &mut session);
+    assert!(done.is_ok(), "{:?}", session.notes);
+    assert!(session.notes.iter().any(|n| n.contains("the loss went from")), "{:?}", session.notes);
+    let last = session.epochs.last().unwrap();
+    assert!(last.validation.loss < session.epochs[0].validation.loss, "{:?}", session.epochs);
+}
+
+/// An original of other sizes is named, and does not crash.
+#[test]
+fn an_original_that_does_not_fit_is_named() {
+    let other =
+        parse::parse(&NETWORK.replace("f32[4,8]", "f32[5,8]").replace("f32[4] zeros", "f32[5] zeros"));
+    let other = other.unwrap();
+    for pass in ["fine-tune:epochs=1", "fine-tune:epochs=1:loss=distill", "reconstruct:epochs=1"] {
+        let mut graph = factored();
+        let (examples, validation) = (Patterns::of(&graph, 64, 0), Patterns::of(&graph, 32, 1));
+        let mut session = Kept::default();
+        let pipeline = Pipeline::parse(pass, &Registry::builtin()).unwrap();
+        let mut manager = Manager::default();
+        manager.training = Some(Training {
+            examples: &examples,
+            validation: &validation,
+            original: Some(&other),
+            session: &mut session,
+        });
+        let text = words(manager.run(&mut graph, &pipeline, &mut NoObserver));
+        assert!(text.contains("not the network that this one was made from"), "{pass}: {text}");
     }
 }

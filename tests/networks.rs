@@ -3,12 +3,15 @@
 //!
 //! For every network: the bytes that go in come out, verbatim and spliced together anew; at full
 //! rank the factored network computes what the original does; the error of every factored layer is
-//! its discarded energy.
+//! its discarded energy; the trainer computes what tract does, and has a gradient.
 
 mod common;
 
+use basisopt::ir::infer::infer;
 use basisopt::onnx::Model;
-use basisopt::passes::{Check, RemarkKind};
+use basisopt::passes::{Check, Executor as _, RemarkKind, cost, trainable};
+use basisopt::train::differentiate::{Request, differentiate, frontier};
+use basisopt::train::exec::{Plan, Program};
 use basisopt::{Manager, NoObserver, Pipeline, Registry, TractExecutor};
 use libtest_mimic::{Arguments, Failed, Trial};
 use std::path::{Path, PathBuf};
@@ -19,6 +22,12 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("cifar10_resnet20_fp16.onnx", "Output mismatch"),
     ("mediapipe_blazeface_front128.onnx", "Failed analyse"),
 ];
+
+/// What the trainer cannot run, and the words in which it says so.
+const NOT_TRAINED: &[(&str, &str)] = &[];
+
+/// Images that a program runs side by side.
+const LANES: usize = 16;
 
 /// Sizes for what a network leaves open beside its batch.
 const DIMS: &[(&str, &str, usize)] = &[
@@ -49,13 +58,14 @@ fn main() {
     }
     for path in files {
         let name = path.strip_prefix(&folder).unwrap_or(&path).display().to_string();
-        let (a, b) = (path.clone(), path);
+        let (a, b, c) = (path.clone(), path.clone(), path);
         if a.ends_with("cifar10_resnet56_tayyab_bn.onnx") {
             let path = a.clone();
             trials.push(Trial::test("paper_ranks", move || paper_ranks(&path)));
         }
         trials.push(Trial::test(format!("bytes::{name}"), move || same_bytes(&a)));
         trials.push(Trial::test(format!("full_rank::{name}"), move || full_rank(&b)));
+        trials.push(Trial::test(format!("trainer::{name}"), move || trainer(&c)));
     }
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -90,9 +100,7 @@ fn same_bytes(path: &Path) -> Result<(), Failed> {
 fn full_rank(path: &Path) -> Result<(), Failed> {
     let name = file_name(path);
     let mut model = Model::read(path)?;
-    let dims =
-        DIMS.iter().filter(|(file, ..)| *file == name).map(|(_, dim, n)| ((*dim).to_owned(), *n)).collect();
-    let mut executor = TractExecutor::new(model.source().clone()).with_dims(dims);
+    let mut executor = TractExecutor::new(model.source().clone()).with_dims(dims(&name));
     let mut manager = Manager { executor: Some(&mut executor), ..Manager::default() };
     let text = "freeze-weights,factorize-conv:ratio=1:guard=off";
     let report =
@@ -112,6 +120,60 @@ fn full_rank(path: &Path) -> Result<(), Failed> {
             }
             (Check::Impossible(reason), Some((_, words))) if reason.contains(words) => {}
             (check, _) => return Err(format!("{}: {check:?}", pass.item).into()),
+        }
+    }
+    Ok(())
+}
+
+fn dims(name: &str) -> Vec<(String, usize)> {
+    DIMS.iter().filter(|(file, ..)| *file == name).map(|(_, dim, n)| ((*dim).to_owned(), *n)).collect()
+}
+
+/// The trainer's kernels against tract, and the gradient of all weights as a program.
+fn trainer(path: &Path) -> Result<(), Failed> {
+    let name = file_name(path);
+    let mut model = Model::read(path)?;
+    let clean = Pipeline::parse("freeze-weights,@clean", &Registry::builtin())?;
+    Manager::default().run(&mut model.graph, &clean, &mut NoObserver)?;
+    cost::pin(&mut model.graph, &dims(&name));
+    infer(&mut model.graph)?;
+    let refused = |error: String| match NOT_TRAINED.iter().find(|(file, _)| *file == name) {
+        Some((_, words)) if error.contains(words) => Ok(()),
+        _ => Err(Failed::from(error)),
+    };
+    let program: Program<f32> = match Program::compile(&model.graph, &Plan::default()) {
+        Ok(program) => program,
+        Err(e) => return refused(e.to_string()),
+    };
+    let parameters = trainable(&model.graph)?;
+    let parameters: Vec<_> = parameters.iter().filter_map(|p| model.graph.find_value(p)).collect();
+    let request = Request { targets: frontier(&model.graph, &parameters), parameters };
+    let derived = differentiate(&model.graph, &request)?;
+    let plan = Plan { parameters: derived.parameters.clone(), summed: derived.summed.clone() };
+    let backward: Program<f32> = match Program::compile(&derived.graph, &plan) {
+        Ok(program) => program,
+        Err(e) => return refused(e.to_string()),
+    };
+    drop(backward);
+    let mut executor = TractExecutor::new(model.source().clone()).with_dims(dims(&name));
+    let (Ok(inputs), graph) = (executor.example_inputs(&model.graph, 5), &model.graph) else { return Ok(()) };
+    let Ok(expected) = executor.run(graph, &inputs) else { return Ok(()) };
+    let mut lanes = Vec::new();
+    for input in &inputs {
+        lanes.push(input.to_f32s()?.iter().flat_map(|&v| [v; LANES]).collect::<Vec<f32>>());
+    }
+    let slices: Vec<&[f32]> = lanes.iter().map(Vec::as_slice).collect();
+    let (shared, mut workspace, mut sums) = (program.shared(), program.workspace(), program.sums());
+    program.run(&slices, &shared, &mut workspace, &mut sums);
+    for (i, (expected, port)) in expected.iter().zip(program.outputs()).enumerate() {
+        let Some(found) = program.output(i, &workspace) else { continue };
+        let expected = expected.to_f32s()?;
+        let scale = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+        let off = expected.iter().zip(found.chunks_exact(LANES)).map(|(e, f)| (e - f[0]).abs() / scale);
+        let off = off.fold(0.0f32, |m, v| if v.is_nan() { f32::INFINITY } else { m.max(v) });
+        let tolerance = LOOSER.iter().find(|(file, _)| *file == name).map_or(1e-4, |(_, t)| *t);
+        if f64::from(off) > tolerance || found.len() != expected.len() * LANES {
+            return Err(format!("{}: off by {off:e} from tract's", port.name).into());
         }
     }
     Ok(())

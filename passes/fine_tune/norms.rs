@@ -136,16 +136,20 @@ fn weight(graph: &Graph, node: NodeId) -> Option<(ValueId, Tensor)> {
 
 fn add_bias(graph: &mut Graph, node: NodeId, shift: &[f64]) -> Result<(), PassError> {
     let old = graph.node_input(node, 2).and_then(|v| Some((v, graph.constant_value(v)?)));
+    let mut shift = shift.to_vec();
     if let Some((value, old)) = old {
         let sum = old.to_f64s().map_err(tensor_error(graph, node))?;
-        let sum: Vec<f64> = sum.iter().zip(shift).map(|(b, s)| b + s).collect();
-        let new = Tensor::from_f64s(old.dtype(), old.shape().to_vec(), &sum);
-        let new = new.map_err(tensor_error(graph, node))?;
-        return replace(graph, value, new);
+        sum.iter().zip(&mut shift).for_each(|(b, s)| *s += b);
+        if graph.n_readers(value) == 1 {
+            let new = Tensor::from_f64s(old.dtype(), old.shape().to_vec(), &shift);
+            let new = new.map_err(tensor_error(graph, node))?;
+            return replace(graph, value, new);
+        }
+        // Others keep the bias as it is; this convolution gets one of its own.
     }
     let label = graph.node(node).label().to_owned();
     let dtype = weight(graph, node).map_or(DType::F32, |(_, w)| w.dtype());
-    let tensor = Tensor::from_f64s(dtype, vec![shift.len()], shift).map_err(tensor_error(graph, node))?;
+    let tensor = Tensor::from_f64s(dtype, vec![shift.len()], &shift).map_err(tensor_error(graph, node))?;
     let mut rewrite = Rewrite::at(node);
     let bias = rewrite.constant(fresh(graph, &format!("{label}.bias")), tensor);
     rewrite.set_input(Use { node, slot: 2 }, bias);

@@ -2,7 +2,7 @@
 
 use super::{FineTune, Loss};
 use crate::driver::pass::PassError;
-use crate::training::logits;
+use crate::training::{corresponds, logits};
 use basisopt_ir::{Graph, ValueId};
 use basisopt_train::differentiate::frontier;
 use basisopt_train::examples::Examples;
@@ -30,7 +30,7 @@ pub(super) fn choose(
     let scores = logits(graph);
     let labelled = !examples.is_empty() && examples.label(0).is_some();
     // What is imitated must be there to imitate.
-    let in_both = |v: ValueId| original.is_some_and(|o| o.find_value(&name(v)).is_some());
+    let in_both = |v: ValueId| original.is_some_and(|o| corresponds(graph, v, o));
     let mut notes = Vec::new();
     let loss = match pass.loss {
         _ if pass.until.is_some() => Loss::Match,
@@ -72,7 +72,8 @@ pub(super) fn choose(
             terms.push((Objective::Match { value, scale: (variance as f32).max(1e-12) }, weight));
         }
     }
-    Ok(Chosen { terms, logits: scores.map(name), notes })
+    let logits = if loss == Loss::Match { None } else { scores.map(name) };
+    Ok(Chosen { terms, logits, notes })
 }
 
 /// The values to match with the original's.

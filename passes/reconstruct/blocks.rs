@@ -1,8 +1,9 @@
 //! The blocks of a network: from one value that everything goes through to the next.
 
 use crate::driver::pass::PassError;
+use crate::training::corresponds;
 use basisopt_ir::op::Op;
-use basisopt_ir::{Graph, NodeId, ValueId, infer};
+use basisopt_ir::{Graph, NodeId, Tensor, ValueId, infer};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A part of a network with one input and one output, by their names.
@@ -93,11 +94,7 @@ pub(super) fn blocks(
     pairs: &[(NodeId, NodeId)],
     n_pairs: usize,
 ) -> Vec<Block> {
-    let in_both = |v: &ValueId| {
-        let value = network.value(*v);
-        let other = original.find_value(&value.name).map(|o| &original.value(o).ty);
-        other.is_some_and(|ty| ty.static_shape().is_some() && ty.static_shape() == value.ty.static_shape())
-    };
+    let in_both = |v: &ValueId| corresponds(network, *v, original);
     let cuts: Vec<ValueId> = separators(network).into_iter().filter(in_both).collect();
     let place: BTreeMap<NodeId, usize> =
         network.topological().into_iter().enumerate().map(|(i, id)| (id, i)).collect();
@@ -132,6 +129,22 @@ pub(super) fn extract(graph: &Graph, block: &Block) -> Result<Graph, PassError> 
         part.replace_uses(start, input);
     }
     part.set_outputs(&[end]);
+    // Sizes are numbers: a block must not reach back to the input of the network for them.
+    for id in part.topological() {
+        let Op::Shape(op) = part.node(id).op.clone() else { continue };
+        let dims = part.node_input(id, 0).and_then(|x| part.value(x).ty.static_shape());
+        let Some(dims) = dims else { continue };
+        let rank = dims.len() as i64;
+        let bound = |v: i64| usize::try_from((if v < 0 { v + rank } else { v }).clamp(0, rank)).unwrap_or(0);
+        let range = bound(op.start)..bound(op.end.unwrap_or(rank));
+        let dims: Vec<i64> = dims.get(range).unwrap_or_default().iter().map(|&d| d as i64).collect();
+        let name = part.value(ValueId::of(id)).name.clone();
+        let tensor = Tensor::from_i64s(vec![dims.len()], &dims)
+            .map_err(|source| PassError::Tensor { node: name.clone(), source })?;
+        part.rename(ValueId::of(id), format!("{name}.before"));
+        let constant = part.add_constant(name, tensor);
+        part.replace_uses(ValueId::of(id), constant);
+    }
     let mut needed: BTreeSet<NodeId> = BTreeSet::new();
     let mut open = vec![end.node];
     while let Some(id) = open.pop() {

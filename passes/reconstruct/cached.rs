@@ -1,7 +1,7 @@
 //! Activations at the border between two blocks, of the original and of the compressed network.
 
 use basisopt_ir::Graph;
-use basisopt_train::examples::{Examples, ImageShape};
+use basisopt_train::examples::{Examples, ImageShape, spread};
 use basisopt_train::task::TrainError;
 use std::ops::Range;
 
@@ -16,11 +16,11 @@ pub(super) struct Cached {
 }
 
 impl Cached {
-    /// The first so many images, as they are.
-    pub fn first(examples: &dyn Examples, n: usize) -> Result<Self, TrainError> {
+    /// So many images from all over the set, as they are.
+    pub fn some(examples: &dyn Examples, n: usize) -> Result<Self, TrainError> {
         let shape = examples.shape();
         let mut compressed = Vec::with_capacity(n);
-        for i in 0..n {
+        for i in spread(examples, n) {
             let mut image = vec![0.0; shape.len()];
             examples.read(i, &mut image).map_err(TrainError::Data)?;
             compressed.push(image);

@@ -55,6 +55,28 @@ pub(crate) fn folded(original: &Graph, image: ImageShape) -> Result<Graph, PassE
     Ok(graph)
 }
 
+/// Number of classes that a network tells apart, if an output looks like class scores.
+pub fn n_classes(graph: &Graph) -> Option<usize> {
+    let mut graph = graph.clone();
+    cost::pin(&mut graph, &[]);
+    infer::infer(&mut graph).ok()?;
+    graph.value(logits(&graph)?).ty.static_shape()?.get(1).copied()
+}
+
+/// Whether two values of the same name are the same thing: not one before a normalisation and the other, folded, after.
+pub(crate) fn corresponds(network: &Graph, value: ValueId, original: &Graph) -> bool {
+    let is_normalised = |graph: &Graph, value: ValueId| {
+        let uses = graph.uses(value);
+        uses.iter().any(|u| u.slot == 0 && matches!(graph.node(u.node).op, Op::BatchNormalization(_)))
+    };
+    original.find_value(&network.value(value).name).is_some_and(|other| {
+        let shapes = [network.value(value), original.value(other)].map(|v| v.ty.static_shape());
+        shapes[0].is_some()
+            && shapes[0] == shapes[1]
+            && is_normalised(network, value) == is_normalised(original, other)
+    })
+}
+
 /// The scores of classes, before softmax: the only output, or the only one that looks like it.
 pub(crate) fn logits(graph: &Graph) -> Option<ValueId> {
     let scores = |v: &ValueId| {
@@ -116,12 +138,23 @@ impl<'a> Scorer<'a> {
     ) -> Result<Option<Self>, PassError> {
         let (Some(scores), Some(original)) = (logits(network), original) else { return Ok(None) };
         let logits = network.value(scores).name.clone();
-        if original.find_value(&logits).is_none() || images.is_empty() {
+        if images.is_empty() {
             return Ok(None);
+        }
+        if !corresponds(network, scores, original) {
+            let text = format!(
+                "the original has no value {logits:?} of the same size: it is not the network that this one was made from"
+            );
+            return Err(PassError::Missing(text));
         }
         let is_accuracy = (0..images.len()).all(|i| images.label(i).is_some());
         let mut scorer = Self { images, logits, reference: vec![], is_accuracy };
-        scorer.reference = scorer.classes(original)?;
+        match scorer.classes(original) {
+            Ok(reference) => scorer.reference = reference,
+            // What cannot be run up to its end may still be trained against values before it.
+            Err(PassError::Training(FitError::Train(TrainError::Compile(_)))) => return Ok(None),
+            Err(e) => return Err(e),
+        }
         Ok(Some(scorer))
     }
 
@@ -185,8 +218,13 @@ pub(crate) fn is_met(
 }
 
 /// The scores before and after as values of a remark.
-pub(crate) fn scores(before: &Standing, after: &Standing) -> [(&'static str, f64); 3] {
-    [("score_before", before.score), ("score", after.score), ("original_score", after.original)]
+pub(crate) fn scores(before: &Standing, after: &Standing) -> [(&'static str, f64); 4] {
+    [
+        ("score_before", before.score),
+        ("score", after.score),
+        ("original_score", after.original),
+        ("is_accuracy", f64::from(u8::from(after.is_accuracy))),
+    ]
 }
 
 /// A failure of training as a failure of the pass.

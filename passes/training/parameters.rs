@@ -41,13 +41,24 @@ pub(crate) fn pairs(graph: &Graph) -> Vec<(NodeId, NodeId)> {
     for first in graph.topological() {
         for reader in graph.uses(ValueId::of(first)) {
             let is_new = !used.contains(&first) && !used.contains(&reader.node);
-            if is_new && FactorPair::at(graph, first, reader.node).is_some() {
+            if is_new && FactorPair::at(graph, first, reader.node).is_some_and(|p| is_closed(graph, &p)) {
                 used.extend([first, reader.node]);
                 found.push((first, reader.node));
             }
         }
     }
     found
+}
+
+/// Whether a pair may be decomposed anew: nothing else reads what is between the factors, or the factors, and the basis
+/// has no more rows than the whole.
+fn is_closed(graph: &Graph, pair: &FactorPair) -> bool {
+    let slot = usize::from(pair.kind != LayerKind::MatMulLeft);
+    let own = |node| graph.node_input(node, slot).is_some_and(|v| graph.n_readers(v) == 1);
+    graph.n_readers(ValueId::of(pair.first)) == 1
+        && own(pair.first)
+        && own(pair.second)
+        && pair.factors.iter().all(|f| f.rank <= pair.n_rows.min(pair.n_columns))
 }
 
 /// Slots that hold what can be trained.
@@ -91,7 +102,13 @@ pub(crate) fn find(
     if matches!(trained, Trained::All | Trained::Biases) {
         for id in graph.topological() {
             let op = &graph.node(id).op;
-            for &slot in slots(op).iter().filter(|&&slot| trained == Trained::All || is_offset(op, slot)) {
+            // Before opset 11 a basis Gemm has a bias because it must, which is zero.
+            let is_basis = pairs.iter().any(|(first, _)| *first == id);
+            for &slot in slots(op)
+                .iter()
+                .filter(|&&slot| trained == Trained::All || is_offset(op, slot))
+                .filter(|&&slot| !(is_basis && slot == 2))
+            {
                 // A scalar beside an activation is part of its definition (x·σ(1.702·x), x/255, …).
                 let value = constant(graph, id, slot);
                 let is_scalar = |v: ValueId| graph.constant_value(v).is_none_or(|t| t.len() == 1);
@@ -115,7 +132,11 @@ pub(crate) fn find(
         }
     }
     let mut seen = BTreeSet::new();
-    found.retain(|v| seen.insert(*v));
+    // A constant that also stands where nothing can be trained, such as among statistics, is left alone.
+    let only_trained = |v: &ValueId| {
+        graph.uses(*v).iter().all(|u| slots(&graph.node(u.node).op).contains(&(u.slot as usize)))
+    };
+    found.retain(|v| only_trained(v) && seen.insert(*v));
     if found.is_empty() {
         let text = match trained {
             Trained::All => "nothing is trainable: there are no weights",

@@ -22,6 +22,7 @@ use basisopt_ir::Graph;
 use basisopt_passes::cost::{self, Cost};
 use basisopt_passes::{
     Calibration, Item, Judge, Manager, Observer, PassReport, Pipeline, Registry, Samples, Target, Training,
+    n_classes,
 };
 use basisopt_runtime::{Dataset, Source};
 use report::{JsonReport, Size, layers, ranks_file};
@@ -49,13 +50,20 @@ Examples:
       half the bytes: what it would do, layer by layer; the ranks to edit and give back with --ranks
   basisopt compress m.onnx --data images/ --budget macs=0.36 --fine-tune epochs=10:flip=on -o small.onnx
       and train for ten epochs; Ctrl-C keeps a checkpoint, the same command with --resume goes on
+  basisopt compress m.onnx --data images/ --budget macs=0.36 --fine-tune --goal 1.0 -o small.onnx --html page.html
+      only as much training as it takes to lose no more than one point, and a page that shows what it took
 
 The recipe is a pipeline, run as `basisopt opt` runs it and stored in the output:
   freeze-weights,@fold,allocate-ranks:target=BUDGET,factorize-conv,factorize-linear,dead-code
 Each layer becomes one with few basis filters and a 1x1 convolution that recombines them, unless that
 would not save anything. --data is shared out: --samples images to calibrate on, some to choose by (for
-drop=), the rest to report on. Labels are used for judging only; without any, versions are judged by whether they
-agree with the original. Nothing is trained without --fine-tune.
+drop=), the rest to report on. Without labels versions are judged by whether they agree with the original;
+labels are for judging, and for --fine-tune. Nothing is trained without --fine-tune.
+
+--fine-tune adds reconstruct,fine-tune to the pipeline: each block is trained against the original's, then everything.
+With --goal the rungs are: biases, blocks, distillation from the original for a quarter of the epochs that are asked
+for, everything with labels for all of them; each is left out once the goal is met on the images to choose by. With --fine-tune, a tenth of the images each
+is kept to choose by and to report on, and the network is trained on the rest.
 
 Budgets: macs=SHARE, params=SHARE or bytes=SHARE to keep (or numbers: macs=45M), energy=SHARE of every
 layer's output, drop=POINTS of accuracy to lose at most. Without data there is only the weights' energy.
@@ -201,8 +209,24 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
         }
         work::check_output(&args.model, output)?;
     }
-    for file in [&args.report, &args.html, &args.save_ranks].into_iter().flatten() {
-        work::check_output(&args.model, file)?;
+    let inputs = [Some(args.model.as_path()), args.data.data.as_deref(), args.data.labels.as_deref()];
+    work::check_outputs(
+        &inputs,
+        &[
+            ("-o", args.output.as_deref()),
+            ("--report", args.report.as_deref()),
+            ("--html", args.html.as_deref()),
+            ("--save-ranks", args.save_ranks.as_deref()),
+            ("--log", args.train.log.as_deref()),
+            ("--checkpoint", args.train.checkpoint.as_deref()),
+        ],
+    )?;
+    if args.fine_tune.is_none()
+        && (args.train.resume || args.train.log.is_some() || args.train.checkpoint.is_some())
+    {
+        return Err(
+            Usage("--resume, --log and --checkpoint are for training: give --fine-tune".to_owned()).into()
+        );
     }
     // Slips in the options before slow work.
     pipeline(&args, true, true)?;
@@ -220,7 +244,10 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
     if args.fine_tune.is_some() && material.training.is_none() {
         return Err(Usage("--fine-tune needs images to train on: give --data PATH".to_owned()).into());
     }
-    let mut session = CliSession::new(&args.train, args.output.as_deref(), globals.quiet)?;
+    let mut session = match args.fine_tune {
+        Some(_) => CliSession::new(&args.train, args.output.as_deref(), globals.quiet)?,
+        None => CliSession::none(),
+    };
     work::import_notes(&mut model, globals.quiet);
     work::refuse_non_finite(&model)?;
     network::check_dims(&file, &model.graph, &args.run.dims)?;
@@ -279,6 +306,7 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
     }
     let result = manager.run(&mut model.graph, &pipeline, &mut costs);
     host.end();
+    session.end();
     let report = match result {
         Err(e) if work::was_interrupted(&e) => return Ok(give_up(&file)),
         result => result.map_err(|e| explain(e, &file))?,
@@ -304,6 +332,7 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
     let of = |r: &&basisopt_passes::Remark| r.node.is_empty() && r.code != "tried";
     measured.notes.extend(report.remarks().filter(of).map(|r| r.message.clone()));
     let rungs = ladder::rungs(&report, args.goal);
+    let n_validated = material.judged.as_ref().map_or(0, Dataset::len);
     let whole = JsonReport {
         file: &file,
         output: args.output.as_ref().map(|o| o.display().to_string()),
@@ -336,7 +365,7 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
         session.finish(&args.train);
     }
     emit(&match args.format {
-        Format::Text => report::text(args, (&before, &after), &measured, (&layers, &rungs)),
+        Format::Text => report::text(args, (&before, &after), &measured, (&layers, &rungs), n_validated),
         Format::Json => as_json,
     })?;
     if !globals.quiet {
@@ -361,7 +390,7 @@ fn examples<'a>(
     let Some(dataset) = dataset else { return Ok(None) };
     let input = executor.image_input(graph)?;
     let progress = Progress::new("fine-tune", globals.quiet);
-    DatasetExamples::new(dataset, &material.preprocess, &input, &progress).map(Some)
+    DatasetExamples::new(dataset, &material.preprocess, &input, n_classes(graph), &progress).map(Some)
 }
 
 fn budget_error(error: basisopt_passes::OptionError) -> Usage {
@@ -402,6 +431,11 @@ fn pipeline(args: &Args, has_data: bool, is_labelled: bool) -> Result<Pipeline, 
         }
     }
     if let Some(options) = &args.fine_tune {
+        if options.contains(',') {
+            return Err(Usage(format!(
+                "--fine-tune {options}: options are joined by colons, as in epochs=10:flip=on"
+            )));
+        }
         text += &ladder::passes(options, args.goal, is_labelled);
     }
     text += ",dead-code";

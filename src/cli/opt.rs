@@ -15,8 +15,10 @@ use anyhow::{Context as _, anyhow};
 use basisopt_onnx::Model;
 use basisopt_passes::cost::{self, Cost};
 use basisopt_passes::{
-    Calibration, Check, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report, Training,
+    Calibration, Check, Fidelity, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report,
+    Training, n_classes,
 };
+use basisopt_runtime::ModelConfig;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -33,6 +35,8 @@ Examples:
   basisopt opt m.onnx -p @fold --diff | less
       what each pass changes
   basisopt opt - -o - --fold-batch-norm < m.onnx > folded.onnx
+  basisopt opt small.onnx --reconstruct --fine-tune=epochs=5:flip=on --train images/ --original m.onnx -o better.onnx
+      train a network compressed before to do what m.onnx does; small.toml says how images become inputs
 
 Options of a pass are joined by colons: --factorize-conv=energy=0.9:guard=off. `basisopt passes NAME`
 explains them. Passes run in the order of their flags; the pipeline is stored in the output.
@@ -158,6 +162,16 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     if let Some(output) = &args.output {
         work::check_output(&args.model, output)?;
     }
+    let inputs = [Some(args.model.as_path()), args.train.as_deref(), args.original.as_deref()];
+    let output = args.output.as_deref().filter(|o| *o != Path::new("-"));
+    work::check_outputs(
+        &inputs,
+        &[
+            ("-o", output),
+            ("--log", args.training.log.as_deref()),
+            ("--checkpoint", args.training.checkpoint.as_deref()),
+        ],
+    )?;
     args.check.start_threads()?;
     let host = CliHost::new(globals.quiet);
     let mut model = network::model(&args.model)?;
@@ -178,7 +192,18 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let data = match &args.train {
         Some(path) => {
             let data = DataArgs { data: Some(path.clone()), ..DataArgs::default() };
-            let (dataset, preprocess) = data.require(&args.model)?;
+            // The settings beside the network, or else beside the one that it was made from.
+            let has_settings = |model: &Path| ModelConfig::path_beside(model).is_file();
+            let by = args.original.as_deref().filter(|o| !has_settings(&args.model) && has_settings(o));
+            let by = by.unwrap_or(&args.model);
+            if !has_settings(by) && !globals.quiet {
+                eprintln!(
+                    "note: there are no settings {}; images are only scaled to 0…1 (see the settings file in docs/cli.md)",
+                    ModelConfig::path_beside(by).display()
+                );
+            }
+            let (dataset, preprocess) =
+                data.require(by).with_context(|| format!("--train {}", path.display()))?;
             let n = (dataset.len() / 10).max(1);
             let (validation, rest) = dataset.split(n, args.check.seed.wrapping_add(1));
             Some((rest, validation, preprocess))
@@ -190,14 +215,30 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let (train_on, validate_on) = match &data {
         Some((rest, validation, preprocess)) => {
             let input = executor.image_input(&model.graph).map_err(|e| anyhow!("{file}: {e}"))?;
-            let examples = |set| DatasetExamples::new(set, preprocess, &input, &progress);
+            let n_classes = n_classes(&model.graph);
+            let examples = |set| DatasetExamples::new(set, preprocess, &input, n_classes, &progress);
             (Some(examples(rest)?), Some(examples(validation)?))
         }
         None => (None, None),
     };
     drop(progress);
     let output = args.output.as_deref().filter(|o| *o != Path::new("-"));
-    let mut session = CliSession::new(&args.training, output, globals.quiet)?;
+    let trains = pipeline.items.iter().any(|i| i.info.fidelity == Fidelity::Trained);
+    let flags = &args.training;
+    match (trains, data.is_some()) {
+        (true, false) => {
+            return Err(Usage("there are no images to train on: give --train PATH".to_owned()).into());
+        }
+        (false, given) if given || flags.resume || flags.log.is_some() || flags.checkpoint.is_some() => {
+            let text = "--train, --log, --checkpoint and --resume are for training: add --fine-tune or --reconstruct";
+            return Err(Usage(text.to_owned()).into());
+        }
+        _ => {}
+    }
+    let mut session = match trains {
+        true => CliSession::new(flags, output, globals.quiet)?,
+        false => CliSession::none(),
+    };
     let shown = Shown {
         lines: !globals.quiet,
         remarks: args.remarks == Some(Remarks::Text) && !globals.quiet,
@@ -221,6 +262,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     }
     let result = manager.run(&mut model.graph, &pipeline, &mut watcher);
     host.end();
+    session.end();
     let report = match result {
         Err(e) if work::was_interrupted(&e) => return Ok(give_up(&file)),
         result => result.map_err(|e| explain(e, &file))?,

@@ -69,6 +69,16 @@ impl Progress {
     }
 }
 
+impl Progress {
+    /// Prints a line on stderr, above the bar if there is one.
+    pub(crate) fn above(&self, line: &str) {
+        match &*self.bar.borrow() {
+            Some(bar) => bar.suspend(|| eprintln!("{line}")),
+            None => eprintln!("{line}"),
+        }
+    }
+}
+
 impl Drop for Progress {
     fn drop(&mut self) {
         if let Some(bar) = self.bar.borrow_mut().take() {

@@ -24,7 +24,8 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(next_help_heading = "Training")]
 pub(crate) struct TrainArgs {
-    /// Write a line of JSON per epoch: epoch, loss, images_per_second, validation figures.
+    /// Write a line of JSON per epoch: run (which training in the pipeline), epoch, loss, images_per_second, validation
+    /// figures. With --resume lines are added, else what is there is replaced.
     #[arg(long, value_name = "FILE")]
     pub log: Option<PathBuf>,
     /// Where the state of training is kept, every minute and on Ctrl-C [default: the output's name with
@@ -69,6 +70,7 @@ impl<'a> DatasetExamples<'a> {
         dataset: &'a Dataset,
         preprocess: &'a Preprocess,
         input: &InputInfo,
+        n_classes: Option<usize>,
         progress: &Progress,
     ) -> anyhow::Result<Self> {
         // Wherever the network fixes another batch: images come one by one.
@@ -101,11 +103,22 @@ impl<'a> DatasetExamples<'a> {
             if let Some(cache) = &mut cache {
                 cache.extend_from_slice(&image);
             }
-            labels.push(match label.map(|l| l + preprocess.label_offset) {
+            labels.push(match label {
                 None => None,
-                Some(l) => Some(usize::try_from(l).map_err(|_| {
-                    anyhow!("{}: label {l} of image {i} is negative", dataset.path().display())
-                })?),
+                Some(l) => {
+                    let class = usize::try_from(l + preprocess.label_offset).ok();
+                    let class = class.filter(|&c| n_classes.is_none_or(|n| c < n));
+                    Some(class.ok_or_else(|| {
+                        let classes =
+                            n_classes.map_or_else(|| "0 or more".to_owned(), |n| format!("0 to {}", n - 1));
+                        anyhow!(
+                            "{}: label {l} of image {} with label-offset {} is no class of the network, which has {classes}; see --label-offset",
+                            dataset.path().display(),
+                            dataset.record(i).unwrap_or(i),
+                            preprocess.label_offset
+                        )
+                    })?)
+                }
             });
             if interrupted() {
                 return Err(anyhow!("interrupted; nothing was written"));
@@ -180,10 +193,17 @@ pub(crate) struct LogLine {
     seconds: f64,
 }
 
+/// With two decimals at most.
+pub(crate) fn rounded(value: f64) -> f64 {
+    (100.0 * value).round() / 100.0
+}
+
 /// A run as the program shows and keeps it.
 pub(crate) struct CliSession {
     quiet: bool,
     progress: Option<Progress>,
+    /// The step at which this run began or was taken up again.
+    first_step: Option<u64>,
     log: Option<File>,
     checkpoint: Option<PathBuf>,
     resume: bool,
@@ -202,6 +222,27 @@ pub(crate) struct CliSession {
 }
 
 impl CliSession {
+    /// Where nothing is trained.
+    pub(crate) fn none() -> Self {
+        let now = Instant::now();
+        Self {
+            quiet: true,
+            progress: None,
+            first_step: None,
+            log: None,
+            checkpoint: None,
+            resume: false,
+            run: 0,
+            runs: Vec::new(),
+            started: now,
+            last: now,
+            kept: now,
+            trained: Duration::ZERO,
+            n_images: 0,
+            history: Vec::new(),
+        }
+    }
+
     /// Opens the log.
     ///
     /// # Errors
@@ -214,26 +255,38 @@ impl CliSession {
                 .map_or("none: give --checkpoint FILE".into(), |c| c.display().to_string());
             return Err(anyhow!("--resume: there is no checkpoint ({name})"));
         }
+        if let (Some(path), false) = (&checkpoint, args.resume) {
+            if path.is_file() {
+                return Err(anyhow!(
+                    "{} is the checkpoint of an earlier run: go on from it with --resume, remove it, or name another with --checkpoint",
+                    path.display()
+                ));
+            }
+            // Where it cannot be written there is no point in beginning.
+            work::write_whole(path, b"")?;
+            std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
         let open = |path: &PathBuf| {
-            let file = OpenOptions::new().create(true).append(true).open(path);
+            let file = OpenOptions::new()
+                .create(true)
+                .write(true)
+                .append(args.resume)
+                .truncate(!args.resume)
+                .open(path);
             file.with_context(|| format!("cannot write {}", path.display()))
         };
-        let now = Instant::now();
         Ok(Self {
             quiet,
-            progress: None,
             log: args.log.as_ref().map(open).transpose()?,
             checkpoint,
             resume: args.resume,
-            run: 0,
-            runs: Vec::new(),
-            started: now,
-            last: now,
-            kept: now,
-            trained: Duration::ZERO,
-            n_images: 0,
-            history: Vec::new(),
+            ..Self::none()
         })
+    }
+
+    /// Takes the bar away, when training is over.
+    pub(crate) fn end(&mut self) {
+        self.progress = None;
     }
 
     /// The output is written: the checkpoint has served.
@@ -250,9 +303,27 @@ impl CliSession {
     }
 
     fn say(&mut self, text: &str) {
-        self.progress = None;
-        if !self.quiet {
-            eprintln!("  {text}");
+        if self.quiet {
+            return;
+        }
+        match &self.progress {
+            Some(progress) => progress.above(&format!("  {text}")),
+            None => eprintln!("  {text}"),
+        }
+    }
+
+    fn line(&self, e: &Epoch, images_per_second: Option<f64>) -> LogLine {
+        LogLine {
+            run: self.run,
+            epoch: e.epoch,
+            loss: e.loss,
+            accuracy: e.accuracy,
+            validation_loss: e.validation.loss,
+            validation_accuracy: e.validation.accuracy,
+            is_best: e.is_best,
+            rate: e.rate,
+            images_per_second,
+            seconds: self.started.elapsed().as_secs_f64(),
         }
     }
 }
@@ -269,35 +340,25 @@ impl Watch for CliSession {
         let text = format!("epoch {epoch}: loss {:.4}{accuracy}{speed}", p.loss);
         let quiet = self.quiet;
         let whole = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        let first = *self.first_step.get_or_insert(p.step.saturating_sub(1));
         let progress = self.progress.get_or_insert_with(|| Progress::new("fine-tune", quiet));
-        progress.update(whole(p.step), whole(p.n_steps), &text);
+        progress.update(whole(p.step - first), whole(p.n_steps.saturating_sub(first)), &text);
     }
 
     fn epoch(&mut self, e: &Epoch) {
-        let line = LogLine {
-            run: self.run,
-            epoch: e.epoch,
-            loss: e.loss,
-            accuracy: e.accuracy,
-            validation_loss: e.validation.loss,
-            validation_accuracy: e.validation.accuracy,
-            is_best: e.is_best,
-            rate: e.rate,
-            images_per_second: self.speed(),
-            seconds: self.started.elapsed().as_secs_f64(),
-        };
+        let line = self.line(e, self.speed());
         let percent =
             |a: Option<f64>| a.map(|a| format!(", accuracy {:.2} %", a * 100.0)).unwrap_or_default();
         let trained = match e.loss {
             None => "before training".to_owned(),
-            Some(loss) => format!("epoch {:.4}: loss {loss:.4}{}", e.epoch, percent(e.accuracy)),
+            Some(loss) => format!("epoch {}: loss {loss:.4}{}", rounded(e.epoch), percent(e.accuracy)),
         };
         let speed = line.images_per_second.map(|s| format!("; {s:.0} images/s")).unwrap_or_default();
         self.say(&format!(
             "{trained}; validation: loss {:.4}{}{speed}{}",
             e.validation.loss,
             percent(e.validation.accuracy),
-            if e.is_best { "" } else { " (not the best)" }
+            if e.is_best && e.loss.is_some() { "; the best so far" } else { "" }
         ));
         self.history.push(line);
         let written = match (&mut self.log, serde_json::to_string(&line)) {
@@ -309,6 +370,13 @@ impl Watch for CliSession {
             self.log = None;
         }
         (self.trained, self.n_images, self.last) = (Duration::ZERO, 0, Instant::now());
+    }
+
+    fn resumed(&mut self, history: &[Epoch]) {
+        let lines: Vec<LogLine> = history.iter().map(|e| self.line(e, None)).collect();
+        self.history.extend(lines);
+        let epoch = history.last().map_or(0.0, |e| e.epoch);
+        self.say(&format!("going on after epoch {}", rounded(epoch)));
     }
 
     fn note(&mut self, text: &str) {
@@ -349,6 +417,10 @@ impl Session for CliSession {
     fn resume(&mut self) -> Option<Vec<u8>> {
         self.last = Instant::now();
         self.run += 1;
+        (self.progress, self.first_step) = (None, None);
+        if self.checkpoint.is_none() {
+            self.say("no checkpoints are kept: give -o or --checkpoint FILE");
+        }
         let path = self.checkpoint.as_ref().filter(|_| self.resume)?;
         if self.runs.is_empty() {
             // A file that cannot be read or taken apart is no checkpoint, which is said then.

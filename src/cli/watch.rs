@@ -92,6 +92,10 @@ impl Observer for Watcher<'_> {
         if self.shown.lines {
             eprintln!("{}", self.line(report));
         }
+        // What training reached is its result.
+        if self.shown.lines && !self.shown.remarks && report.fidelity == Fidelity::Trained {
+            report.remarks.iter().filter(|r| r.node.is_empty()).for_each(|r| eprintln!("  {}", r.message));
+        }
         if self.shown.remarks {
             report.remarks.iter().for_each(|r| eprintln!("  {r}"));
         }

@@ -113,7 +113,7 @@ pub(crate) fn check_output(input: &Path, output: &Path) -> anyhow::Result<()> {
         && a == b
         && a.is_file()
     {
-        return Err(anyhow!("refusing to write {shown}: it is the input model; choose another output path"));
+        return Err(anyhow!("refusing to write {shown}: it is the input model or data; choose another output path"));
     }
     if output.is_dir() {
         return Err(anyhow!("cannot write {shown}: it is a folder; name a file in it"));
@@ -124,6 +124,35 @@ pub(crate) fn check_output(input: &Path, output: &Path) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Refuses files that are written if one of them is read, or written twice, or stands for stdout.
+///
+/// # Errors
+/// As [`check_output`], naming the two.
+pub(crate) fn check_outputs(
+    inputs: &[Option<&Path>],
+    outputs: &[(&str, Option<&Path>)],
+) -> anyhow::Result<()> {
+    let mut seen: Vec<(&str, PathBuf)> = Vec::new();
+    for &(flag, path) in outputs {
+        let Some(path) = path else { continue };
+        if path == Path::new("-") {
+            return Err(anyhow!("{flag} -: this cannot go to stdout; name a file"));
+        }
+        for input in inputs.iter().flatten() {
+            check_output(input, path).with_context(|| flag.to_owned())?;
+        }
+        let place = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        if let Some((other, _)) = seen.iter().find(|(_, p)| *p == place) {
+            return Err(anyhow!(
+                "{other} and {flag} both name {}; choose another for one of them",
+                path.display()
+            ));
+        }
+        seen.push((flag, place));
+    }
+    Ok(())
 }
 
 /// Writes a file whole or not at all: beside its place first, then renamed.

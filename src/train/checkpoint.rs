@@ -3,7 +3,7 @@
 use crate::fit::State;
 
 /// What a checkpoint starts with, and the version of what follows.
-const MAGIC: &[u8; 12] = b"basisopt-ck\x01";
+const MAGIC: &[u8; 12] = b"basisopt-ck\x02";
 
 /// Why a checkpoint cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,17 +44,17 @@ pub fn split(bytes: &[u8]) -> Result<Vec<Vec<u8>>, CheckpointError> {
     postcard::from_bytes(body).map_err(|_| CheckpointError::Damaged)
 }
 
-/// The bytes of a state. `key` names the run.
-pub(crate) fn write(state: &State, key: &str) -> Result<Vec<u8>, CheckpointError> {
+/// The bytes of a state, with the one that it goes back to should it diverge. `key` names the run.
+pub(crate) fn write(state: &State, good: &State, key: &str) -> Result<Vec<u8>, CheckpointError> {
     let mut bytes = MAGIC.to_vec();
-    bytes.extend(postcard::to_stdvec(&(key, state)).map_err(|_| CheckpointError::Damaged)?);
+    bytes.extend(postcard::to_stdvec(&(key, state, good)).map_err(|_| CheckpointError::Damaged)?);
     let sum = crc32fast::hash(&bytes);
     bytes.extend(sum.to_le_bytes());
     Ok(bytes)
 }
 
-/// The state that was written.
-pub(crate) fn read(bytes: &[u8], key: &str) -> Result<State, CheckpointError> {
+/// The states that were written.
+pub(crate) fn read(bytes: &[u8], key: &str) -> Result<(State, State), CheckpointError> {
     if !bytes.starts_with(MAGIC) {
         return Err(CheckpointError::Version);
     }
@@ -63,8 +63,9 @@ pub(crate) fn read(bytes: &[u8], key: &str) -> Result<State, CheckpointError> {
         return Err(CheckpointError::Damaged);
     }
     let body = body.get(MAGIC.len()..).ok_or(CheckpointError::Damaged)?;
-    let (found, state): (String, State) = postcard::from_bytes(body).map_err(|_| CheckpointError::Damaged)?;
-    if found != key { Err(CheckpointError::Other) } else { Ok(state) }
+    let (found, state, good): (String, State, State) =
+        postcard::from_bytes(body).map_err(|_| CheckpointError::Damaged)?;
+    if found != key { Err(CheckpointError::Other) } else { Ok((state, good)) }
 }
 
 #[cfg(test)]
@@ -89,20 +90,26 @@ mod tests {
             n_hits: 2,
             n_labelled: 3,
             history: vec![],
+            first_loss: Some(2.5),
+            recent_loss: 1.5,
         }
+    }
+
+    fn good() -> State {
+        State { step: 3, ..state() }
     }
 
     #[test]
     fn a_state_comes_back_to_the_bit() {
-        let bytes = write(&state(), "run").unwrap();
+        let bytes = write(&state(), &good(), "run").unwrap();
         let back = read(&bytes, "run").unwrap();
-        assert_eq!(back, state());
-        assert_eq!(write(&back, "run").unwrap(), bytes);
+        assert_eq!(back, (state(), good()));
+        assert_eq!(write(&back.0, &back.1, "run").unwrap(), bytes);
     }
 
     #[test]
     fn several_runs_are_one_file() {
-        let runs = vec![write(&state(), "one").unwrap(), vec![], vec![7; 300]];
+        let runs = vec![write(&state(), &good(), "one").unwrap(), vec![], vec![7; 300]];
         let joined = join(&runs).unwrap();
         assert_eq!(split(&joined).unwrap(), runs);
         assert_eq!(split(&joined[..joined.len() - 1]), Err(CheckpointError::Damaged));
@@ -111,7 +118,7 @@ mod tests {
 
     #[test]
     fn what_is_not_this_runs_is_refused() {
-        let bytes = write(&state(), "run").unwrap();
+        let bytes = write(&state(), &good(), "run").unwrap();
         assert_eq!(read(&bytes, "another"), Err(CheckpointError::Other));
         assert_eq!(read(b"PNG", "run"), Err(CheckpointError::Version));
         for cut in [13, 20, bytes.len() - 1] {

@@ -81,7 +81,8 @@ pub struct Augmentation {
 pub struct Chunk {
     /// The images as a lane tensor.
     pub images: Vec<f32>,
-    /// Labels of the first lanes; the other lanes repeat the last image and count for nothing.
+    /// Labels of the first lanes; the other lanes repeat the last image, and count for nothing but in the statistics of
+    /// batch normalisation.
     pub labels: Vec<Option<usize>>,
     /// What the network is to give, as a lane tensor, where the examples know it.
     pub targets: Vec<f32>,
@@ -95,6 +96,13 @@ pub(crate) fn mix(parts: &[u64]) -> u64 {
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
     })
+}
+
+/// Indices of so many images from all over a set, at most: sets are often sorted by class.
+pub fn spread(examples: &dyn Examples, n_images: usize) -> Vec<usize> {
+    let mut indices = order(examples.len(), 0, 0);
+    indices.truncate(n_images);
+    indices
 }
 
 /// The order in which images are seen in an epoch.
@@ -125,7 +133,7 @@ impl Chunk {
         for (lane, &index) in indices.iter().take(LANES).enumerate() {
             examples.read(index, &mut image)?;
             let mut rng = ChaCha8Rng::seed_from_u64(mix(&[seed, index as u64]));
-            let range = 0..=2 * augmentation.shift;
+            let range = 0..=augmentation.shift.saturating_mul(2);
             let (dy, dx) = (rng.random_range(range.clone()), rng.random_range(range));
             let mirror = rng.random::<bool>() && augmentation.flip;
             for c in 0..shape.n_channels {
@@ -164,13 +172,15 @@ impl Chunk {
         Ok(Self { images, labels, targets })
     }
 
-    /// Reads the first images of a set, as they are, in chunks.
+    /// Reads some images from all over a set ([`spread`]), as they are, in chunks.
     ///
     /// # Errors
     /// As [`Examples::read`].
-    pub fn first(examples: &dyn Examples, n_images: usize) -> Result<Vec<Self>, String> {
-        let indices: Vec<usize> = (0..examples.len().min(n_images)).collect();
-        indices.chunks(LANES).map(|c| Self::read(examples, c, Augmentation::default(), 0)).collect()
+    pub fn some(examples: &dyn Examples, n_images: usize) -> Result<Vec<Self>, String> {
+        spread(examples, n_images)
+            .chunks(LANES)
+            .map(|c| Self::read(examples, c, Augmentation::default(), 0))
+            .collect()
     }
 }
 

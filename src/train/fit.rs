@@ -1,7 +1,7 @@
 //! A run of training: epochs, validation, checkpoints, recovery.
 
 use crate::checkpoint::{self, CheckpointError};
-use crate::examples::{Augmentation, Chunk, Examples, mix, order};
+use crate::examples::{Augmentation, Chunk, Examples, mix, order, spread};
 use crate::optimizer::{Optimizer, clip};
 use crate::task::{Tally, TrainError};
 use crate::trainer::Trainer;
@@ -14,12 +14,19 @@ use std::thread;
 /// Batches that are read ahead.
 const AHEAD: usize = 3;
 /// How often a run that diverges is taken up again with a smaller step.
-const RECOVERIES: u32 = 5;
+const RECOVERIES: u32 = 8;
+/// A run diverges when the loss, over some steps, is this many times what it was before the first step, and
+/// [`GROWTH_MARGIN`] more.
+const GROWTH: f64 = 2.5;
+/// See [`GROWTH`]: a loss near zero may grow to something small.
+const GROWTH_MARGIN: f64 = 0.5;
+/// Steps that the loss is judged over, about.
+const JUDGED: f64 = 10.0;
 
-/// Images that the statistics of normalisations are measured over, at most, and bytes of them.
+/// Images that the statistics of normalisations are measured over, at most.
 const MEASURED: usize = 2048;
-/// See [`MEASURED`].
-const MEASURED_BYTES: usize = 64 << 20;
+/// Bytes of images that are read at once, about.
+const AT_ONCE_BYTES: usize = 64 << 20;
 
 /// Everything that a run goes on from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +49,34 @@ pub(crate) struct State {
     pub n_hits: u64,
     pub n_labelled: u64,
     pub history: Vec<Epoch>,
+    /// Mean loss of the first batch, before the first step.
+    pub first_loss: Option<f64>,
+    /// Mean loss of the last steps.
+    pub recent_loss: f64,
+}
+
+/// What names a run beside its options: parameters, the original, and the data, by some of the images and all labels.
+fn fingerprint(
+    trainer: &Trainer,
+    examples: &dyn Examples,
+    validation: &dyn Examples,
+) -> Result<String, TrainError> {
+    let mut sum = crc32fast::Hasher::new();
+    let mut image = vec![0.0; trainer.image_len()];
+    for set in [examples, validation] {
+        for index in spread(set, LANES) {
+            set.read(index, &mut image).map_err(TrainError::Data)?;
+            image.iter().for_each(|v| sum.update(&v.to_le_bytes()));
+        }
+        (0..set.len()).for_each(|i| sum.update(&set.label(i).map_or(u64::MAX, |l| l as u64).to_le_bytes()));
+    }
+    let data = sum.finalize();
+    Ok(format!("{} {} {data:08x} {:08x}", examples.len(), validation.len(), trainer.fingerprint()))
+}
+
+/// Images that are read at once: enough for all threads, if they are not large.
+fn at_once(image_len: usize) -> usize {
+    (AT_ONCE_BYTES / (size_of::<f32>() * image_len.max(1))).max(LANES).next_multiple_of(LANES)
 }
 
 /// Trains until the epochs are over, the watcher stops it, or nothing gets better.
@@ -67,28 +102,38 @@ pub fn fit(
         trainer.shapes().enumerate().map(|(i, s)| is_matrix(s) && !trainer.is_frame(i)).collect();
     let measured = match trainer.has_norms() {
         true => {
-            let n = MEASURED.min(MEASURED_BYTES / (size_of::<f32>() * trainer.image_len().max(1)));
-            Chunk::first(examples, n.max(4 * LANES)).map_err(TrainError::Data)?
+            let n = at_once(trainer.image_len()).min(MEASURED);
+            let mut chunks = Chunk::some(examples, n).map_err(TrainError::Data)?;
+            // A group that is filled up with copies would count as much as a full one.
+            if chunks.len() > 1 && chunks.last().is_some_and(|c| c.labels.len() < LANES) {
+                chunks.pop();
+            }
+            chunks
         }
         false => vec![],
     };
     let sizes: Vec<usize> = trainer.values().iter().map(Vec::len).collect();
     let mut optimizer = Optimizer::new(options.method, options.weight_decay, &sizes);
-    let key = format!("{key}\n{options:?}\n{} {}", examples.len(), validation.len());
+    let key = format!("{key}\n{options:?}\n{}", fingerprint(trainer, examples, validation)?);
 
-    let mut state = match resume {
+    // What has been reached, and what a run that diverges goes back to: the beginning of the epoch.
+    let (mut state, mut good) = match resume {
         Some(bytes) => {
-            let state = checkpoint::read(bytes, &key)?;
-            if !optimizer.restore(state.optimizer_steps, state.moments.clone()) {
+            let (state, good) = checkpoint::read(bytes, &key)?;
+            let fits = |values: &[Vec<f32>]| values.iter().map(Vec::len).eq(sizes.iter().copied());
+            let fits = [&state, &good].iter().all(|s| fits(&s.values) && fits(&s.best));
+            if !fits || !optimizer.restore(state.optimizer_steps, state.moments.clone()) {
                 return Err(CheckpointError::Other.into());
             }
             trainer.values_mut().clone_from_slice(&state.values);
             trainer.changed();
-            state
+            watch.resumed(&state.history);
+            (state, good)
         }
         None => {
             let started = watch.seconds();
-            let score = Score::of(&validate(trainer, &measured, validation)?);
+            // The network as it came: with the statistics that it has.
+            let score = Score::of(&validate(trainer, &[], validation)?);
             let epoch =
                 Epoch { epoch: 0.0, loss: None, accuracy: None, validation: score, is_best: true, rate: 0.0 };
             watch.epoch(&epoch);
@@ -105,7 +150,7 @@ pub fn fit(
                     whole(epochs * per_epoch)
                 }
             };
-            State {
+            let state = State {
                 step: 0,
                 n_steps,
                 rate_scale: 1.0,
@@ -121,25 +166,26 @@ pub fn fit(
                 n_hits: 0,
                 n_labelled: 0,
                 history: vec![epoch],
-            }
+                first_loss: None,
+                recent_loss: 0.0,
+            };
+            (state.clone(), state)
         }
     };
-    // What a run that diverges goes back to.
-    let mut good = state.clone();
     let run = Run { options, steps_per_epoch, n_steps: state.n_steps, decays, measured, key };
     let interrupted = loop {
         let end = run.go(trainer, examples, validation, &mut optimizer, &mut state, &mut good, watch)?;
         match end {
             End::Done => break false,
             End::Interrupted => break true,
-            End::Diverged if good.n_recoveries >= RECOVERIES => {
+            End::Diverged(_) if good.n_recoveries >= RECOVERIES => {
                 return Err(FitError::Diverged { rate: options.rate * good.rate_scale });
             }
-            End::Diverged => {
+            End::Diverged(why) => {
                 good.rate_scale *= 0.5;
                 good.n_recoveries += 1;
                 watch.note(&format!(
-                    "the loss is not finite at step {}: back to step {} with a rate of {:.1e}",
+                    "{why} at step {}: back to step {} with a rate of {:.1e}",
                     state.step + 1,
                     good.step,
                     options.rate * good.rate_scale
@@ -154,7 +200,10 @@ pub fn fit(
     if !interrupted {
         trainer.values_mut().clone_from_slice(&state.best);
         trainer.changed();
-        trainer.measure(&run.measured);
+        match state.history.iter().rfind(|e| e.is_best) {
+            Some(best) if best.epoch > 0.0 => trainer.measure(&run.measured),
+            _ => trainer.forget_measured(),
+        }
     }
     Ok(Fitted { history: state.history, best: state.best_score, interrupted })
 }
@@ -209,7 +258,8 @@ fn step_seconds(
 enum End {
     Done,
     Interrupted,
-    Diverged,
+    /// Why it cannot go on like this.
+    Diverged(String),
 }
 
 struct Run<'a> {
@@ -239,9 +289,14 @@ impl Run<'_> {
         let first = state.step;
         thread::scope(|scope| {
             scope.spawn(move || {
+                let mut order = (u64::MAX, vec![]);
                 for step in first..self.n_steps {
+                    let epoch = step / self.steps_per_epoch;
+                    if order.0 != epoch {
+                        order = (epoch, self::order(examples.len(), self.options.seed, epoch));
+                    }
                     // The receiver is gone when the run has ended early.
-                    if send.send(self.batch(examples, step)).is_err() {
+                    if send.send(self.batch(examples, &order.1, step)).is_err() {
                         break;
                     }
                 }
@@ -252,9 +307,8 @@ impl Run<'_> {
     }
 
     /// The images of one step.
-    fn batch(&self, examples: &dyn Examples, step: u64) -> Result<Vec<Chunk>, String> {
+    fn batch(&self, examples: &dyn Examples, order: &[usize], step: u64) -> Result<Vec<Chunk>, String> {
         let epoch = step / self.steps_per_epoch;
-        let order = order(examples.len(), self.options.seed, epoch);
         let at = usize::try_from(step % self.steps_per_epoch).unwrap_or(0) * self.options.batch;
         let seed = mix(&[self.options.seed, epoch, 2]);
         let indices = order.get(at..(at + self.options.batch).min(order.len())).unwrap_or_default();
@@ -288,7 +342,17 @@ impl Run<'_> {
             trainer.project(&mut gradients);
             let norm = clip(&mut gradients, self.options.clip.unwrap_or(f64::INFINITY));
             if !norm.is_finite() || !tally.loss.is_finite() {
-                return Ok(End::Diverged);
+                return Ok(End::Diverged("the loss is not finite".to_owned()));
+            }
+            let mean = tally.mean_loss();
+            let first = *state.first_loss.get_or_insert(mean);
+            let share = (1.0 / (state.step as f64 + 1.0)).max(1.0 / JUDGED);
+            state.recent_loss += share * (mean - state.recent_loss);
+            if state.recent_loss > GROWTH * first + GROWTH_MARGIN {
+                return Ok(End::Diverged(format!(
+                    "the loss went from {first:.3} to {:.3}",
+                    state.recent_loss
+                )));
             }
             let rate = self.rate(state);
             #[allow(clippy::cast_possible_truncation, reason = "a rate")]
@@ -314,8 +378,12 @@ impl Run<'_> {
             let is_end = state.step.is_multiple_of(self.steps_per_epoch) || state.step == self.n_steps;
             if is_end {
                 let tally = validate(trainer, &self.measured, validation)?;
-                if !tally.loss.is_finite() {
-                    return Ok(End::Diverged);
+                let (before, now) =
+                    (state.history.first().map_or(0.0, |e| e.validation.loss), tally.mean_loss());
+                if !now.is_finite() || now > GROWTH * before + GROWTH_MARGIN {
+                    return Ok(End::Diverged(format!(
+                        "the loss on validation images went from {before:.3} to {now:.3}"
+                    )));
                 }
                 let score = Score::of(&tally);
                 let is_best = score.better_than(&state.best_score);
@@ -332,11 +400,17 @@ impl Run<'_> {
             }
             let stops = watch.stops();
             if is_end || stops || watch.wants_checkpoint() {
+                if trainer.values().iter().flatten().any(|v| !v.is_finite()) {
+                    return Ok(End::Diverged("a weight is not finite".to_owned()));
+                }
                 state.values = trainer.values().to_vec();
                 state.optimizer_steps = optimizer.state().0;
                 state.moments = optimizer.state().1.cloned().collect();
-                watch.keep(&checkpoint::write(state, &self.key)?).map_err(FitError::Keep)?;
-                *good = state.clone();
+                // Only there: when a checkpoint is kept in between is the clock's business.
+                if is_end {
+                    *good = state.clone();
+                }
+                watch.keep(&checkpoint::write(state, good, &self.key)?).map_err(FitError::Keep)?;
             }
             if stops && state.step < self.n_steps && !is_over(state) {
                 return Ok(End::Interrupted);
@@ -361,12 +435,14 @@ fn validate(
     measured: &[Chunk],
     validation: &dyn Examples,
 ) -> Result<Tally, TrainError> {
+    if !measured.is_empty() {
+        trainer.measure(measured);
+    }
     // So many at a time that all threads have work and few images are in memory.
-    const AT_ONCE: usize = 32 * LANES;
-    trainer.measure(measured);
+    let at_once = at_once(trainer.image_len()).min(32 * LANES);
     let mut tally = Tally::default();
     let indices: Vec<usize> = (0..validation.len()).collect();
-    for part in indices.chunks(AT_ONCE) {
+    for part in indices.chunks(at_once) {
         let chunks: Result<Vec<Chunk>, String> =
             part.chunks(LANES).map(|c| Chunk::read(validation, c, Augmentation::default(), 0)).collect();
         tally.add(&trainer.evaluate(&chunks.map_err(TrainError::Data)?)?);

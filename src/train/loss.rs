@@ -16,7 +16,7 @@
 use crate::stiefel::Frames;
 use basisopt_ir::graph::{Node, Value, ValueType};
 use basisopt_ir::op::{self, Op};
-use basisopt_ir::{Dim, Graph, Tensor, ValueId};
+use basisopt_ir::{DType, Dim, Graph, Tensor, ValueId};
 
 /// One term of a loss.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,6 +86,8 @@ struct Builder<'g> {
     graph: &'g mut Graph,
     targets: Vec<Target>,
     n_nodes: usize,
+    /// What the network computes in.
+    dtype: DType,
 }
 
 impl Builder<'_> {
@@ -106,16 +108,17 @@ impl Builder<'_> {
         }
     }
 
-    fn number(&mut self, value: f32) -> ValueId {
+    fn number(&mut self, value: f32, dtype: DType) -> ValueId {
         let name = self.fresh("loss.c");
+        let value = f64::from(value);
         // A scalar always fits its shape.
-        let tensor = Tensor::from_f32s(vec![], &[value])
-            .unwrap_or_else(|_| Tensor::elided(basisopt_ir::DType::F32, vec![], 0.0));
+        let tensor =
+            Tensor::full(dtype, vec![], value).unwrap_or_else(|_| Tensor::elided(dtype, vec![], value));
         self.graph.add_constant(name, tensor)
     }
 
     fn scaled(&mut self, value: ValueId, by: f32) -> ValueId {
-        let by = self.number(by);
+        let by = self.number(by, self.dtype);
         self.node(op::Mul::default(), &[value, by])
     }
 
@@ -143,8 +146,8 @@ impl Builder<'_> {
 
     fn ints(&mut self, name: &str, values: &[i64]) -> ValueId {
         let (name, n) = (self.fresh(name), values.len());
-        let tensor = Tensor::from_i64s(vec![n], values)
-            .unwrap_or_else(|_| Tensor::elided(basisopt_ir::DType::I64, vec![n], 0.0));
+        let tensor =
+            Tensor::from_i64s(vec![n], values).unwrap_or_else(|_| Tensor::elided(DType::I64, vec![n], 0.0));
         self.graph.add_constant(name, tensor)
     }
 
@@ -163,7 +166,7 @@ impl Builder<'_> {
         let cosines = self.node(op::MatMul {}, &[unit, columns]);
         let squares = self.node(op::Mul::default(), &[cosines, cosines]);
         let total = self.sum_over(squares, &[0, 1, 2], false);
-        let on_diagonal = self.number((n * rank) as f32);
+        let on_diagonal = self.number((n * rank) as f32, self.dtype);
         let rest = self.node(op::Sub::default(), &[total, on_diagonal]);
         self.scaled(rest, 0.5 / (n * rank * (rank - 1).max(1)) as f32)
     }
@@ -238,7 +241,14 @@ impl Builder<'_> {
 /// # Errors
 /// If there are no terms, or one of them is of a value of unknown size.
 pub fn attach(graph: &mut Graph, terms: &[(Term, f32)]) -> Result<Loss, LossError> {
-    let mut builder = Builder { graph, targets: vec![], n_nodes: 0 };
+    let compared = terms.iter().find_map(|(term, _)| match term {
+        Term::CrossEntropy { logits: v }
+        | Term::Distillation { logits: v, .. }
+        | Term::Match { value: v, .. } => Some(*v),
+        Term::Orthogonality { .. } => None,
+    });
+    let dtype = compared.and_then(|v| graph.value(v).ty.dtype).unwrap_or(DType::F32);
+    let mut builder = Builder { graph, targets: vec![], n_nodes: 0, dtype };
     let mut total: Option<ValueId> = None;
     for (term, weight) in terms {
         let value = builder.term(term)?;

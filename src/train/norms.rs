@@ -80,6 +80,11 @@ pub(crate) struct Statistics {
 }
 
 impl Statistics {
+    /// Bytes of the buffers of one thread.
+    pub fn bytes(&self) -> usize {
+        self.program.workspace_bytes()
+    }
+
     /// Mean and variance by channel of what each normalisation is given, over all of the images.
     #[allow(clippy::cast_precision_loss, reason = "a count")]
     pub fn over(&mut self, parameters: &[Vec<f32>], chunks: &[Chunk]) -> Vec<Moments> {
@@ -91,13 +96,13 @@ impl Statistics {
             let data = this.program.output(i, workspace).unwrap_or_default();
             data.iter().step_by(LANES).map(|&v| f64::from(v)).collect()
         };
+        let own = || (this.program.workspace(), this.program.sums());
         let parts: Vec<Vec<Moments>> = chunks
             .par_iter()
-            .map(|chunk| {
-                let (mut workspace, mut sums) = (this.program.workspace(), this.program.sums());
-                this.program.run(&[&chunk.images], &this.shared, &mut workspace, &mut sums);
+            .map_init(own, |(workspace, sums), chunk| {
+                this.program.run(&[&chunk.images], &this.shared, workspace, sums);
                 let moments =
-                    |i| Moments { mean: first(2 * i, &workspace), variance: first(2 * i + 1, &workspace) };
+                    |i| Moments { mean: first(2 * i, workspace), variance: first(2 * i + 1, workspace) };
                 (0..this.n_norms).map(moments).collect()
             })
             .collect();

@@ -1,14 +1,14 @@
 //! Moments of a network's values over images.
 
-use crate::examples::{Augmentation, Chunk, Examples};
+use crate::examples::{Augmentation, Chunk, Examples, spread};
 use crate::exec::{Plan, Program};
 use crate::task::TrainError;
 use basisopt_ir::{Graph, ValueId};
 use basisopt_kernels::LANES;
 use rayon::prelude::*;
 
-/// Runs of [`LANES`] images: a scale need not be exact.
-const RUNS: usize = 16;
+/// Images: a scale need not be exact.
+const IMAGES: usize = 256;
 
 /// Mean and variance by channel of a value `[N, C, …]`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,7 +37,17 @@ pub(crate) fn only(graph: &Graph, outputs: &[ValueId]) -> Graph {
     part
 }
 
-/// Moments of values of a network over the first of some images.
+/// Whether a network takes these images and nothing else.
+fn check(program: &Program<f32>, examples: &dyn Examples) -> Result<(), TrainError> {
+    let n = examples.shape().len();
+    match program.inputs() {
+        [input] if input.len() == n => Ok(()),
+        [input] => Err(TrainError::Sizes { name: input.name.clone(), expected: input.len(), found: n }),
+        inputs => Err(TrainError::Inputs(inputs.len())),
+    }
+}
+
+/// Moments of values of a network over some of the images.
 ///
 /// # Errors
 /// If the network has no such value, cannot be run, or an image cannot be read.
@@ -49,14 +59,14 @@ pub fn moments(graph: &Graph, names: &[String], examples: &dyn Examples) -> Resu
         values.push(graph.find_value(name).ok_or_else(missing)?);
     }
     let program: Program<f32> = Program::compile(&only(graph, &values), &Plan::default())?;
+    check(&program, examples)?;
     let n_channels: Vec<usize> =
         program.outputs().map(|port| port.shape.get(1).copied().unwrap_or(1).max(1)).collect();
     let (shared, mut workspace, mut sums) = (program.shared(), program.workspace(), program.sums());
     // Sum and sum of squares by channel, and how many elements a channel has had.
     let mut found: Vec<(f64, Vec<(f64, f64)>)> =
         n_channels.iter().map(|&c| (0.0, vec![(0.0, 0.0); c])).collect();
-    let indices: Vec<usize> = (0..examples.len().min(RUNS * LANES)).collect();
-    for indices in indices.chunks(LANES) {
+    for indices in spread(examples, IMAGES).chunks(LANES) {
         let chunk = Chunk::read(examples, indices, Augmentation::default(), 0).map_err(TrainError::Data)?;
         program.run(&[&chunk.images], &shared, &mut workspace, &mut sums);
         for (i, (n, channels)) in found.iter_mut().enumerate() {
@@ -87,15 +97,20 @@ pub fn values(graph: &Graph, name: &str, examples: &dyn Examples) -> Result<Vec<
     let missing = || TrainError::NoValue { name: name.to_owned(), network: "the network" };
     let value = graph.find_value(name).ok_or_else(missing)?;
     let program: Program<f32> = Program::compile(&only(graph, &[value]), &Plan::default())?;
+    check(&program, examples)?;
     let shared = program.shared();
     let indices: Vec<usize> = (0..examples.len()).collect();
-    let run = |indices: &[usize]| -> Result<Vec<Vec<f32>>, TrainError> {
-        let chunk = Chunk::read(examples, indices, Augmentation::default(), 0).map_err(TrainError::Data)?;
-        let (mut workspace, mut sums) = (program.workspace(), program.sums());
-        program.run(&[&chunk.images], &shared, &mut workspace, &mut sums);
-        let data = program.output(0, &workspace).unwrap_or_default();
-        Ok((0..indices.len()).map(|lane| data.iter().skip(lane).step_by(LANES).copied().collect()).collect())
-    };
-    let parts: Result<Vec<_>, TrainError> = indices.par_chunks(LANES).map(run).collect();
+    let own = || (program.workspace(), program.sums());
+    let parts: Result<Vec<_>, TrainError> = indices
+        .par_chunks(LANES)
+        .map_init(own, |(workspace, sums), indices| -> Result<Vec<Vec<f32>>, TrainError> {
+            let chunk =
+                Chunk::read(examples, indices, Augmentation::default(), 0).map_err(TrainError::Data)?;
+            program.run(&[&chunk.images], &shared, workspace, sums);
+            let data = program.output(0, workspace).unwrap_or_default();
+            let of = |lane| data.iter().skip(lane).step_by(LANES).copied().collect();
+            Ok((0..indices.len()).map(of).collect())
+        })
+        .collect();
     Ok(parts?.into_iter().flatten().collect())
 }

@@ -40,6 +40,21 @@ pub enum TrainError {
         /// What was asked for.
         name: String,
     },
+    /// Two things that should be of one size are not.
+    #[error(
+        "{name:?} has {expected} values in the network, and {found} in what it is compared with or given"
+    )]
+    Sizes {
+        /// Name of the value.
+        name: String,
+        /// In the network.
+        expected: usize,
+        /// In the original, or the images.
+        found: usize,
+    },
+    /// Images can only be given to one input.
+    #[error("images can be given to networks with one input; this one has {0}")]
+    Inputs(usize),
     /// A gradient that is not a sum over the batch.
     #[error("the gradient of {name:?} is no sum over the batch (this is a bug)")]
     NoSum {

@@ -19,10 +19,10 @@ use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// Sums are kept apart in this many slots before they are added.
-const SLOTS: usize = 8;
-/// Networks of more parameters than this have fewer slots.
-const SLOT_PARAMETERS: usize = 8 << 20;
+/// Sums are kept apart in at most this many slots before they are added: as many threads can work at once.
+const SLOTS: usize = 32;
+/// Bytes of them, at most; large networks have fewer.
+const SLOT_BYTES: usize = 1 << 30;
 
 /// A network's loss and gradient, and the original's outputs to compare with, made ready to run.
 #[derive(Debug)]
@@ -70,6 +70,10 @@ impl Trainer {
     /// # Errors
     /// [`TrainError`] naming what is in the way.
     pub fn new(task: &Task<'_>) -> Result<Self, TrainError> {
+        match task.network.inputs() {
+            [_] => {}
+            inputs => return Err(TrainError::Inputs(inputs.len())),
+        }
         let form = TrainingForm::new(task.network, &task.norms)?;
         let mut graph = form.graph.clone();
         let terms = terms(task, &graph)?;
@@ -106,13 +110,28 @@ impl Trainer {
         let frames = task.frames.iter().filter_map(place).collect();
 
         let (original, targets) = original(task, &loss.targets)?;
+        if let Some((original, _)) = &original {
+            let same =
+                |ours: Option<&crate::exec::Port>, theirs: Option<&crate::exec::Port>| match (ours, theirs) {
+                    (Some(a), Some(b)) if a.len() != b.len() => {
+                        Err(TrainError::Sizes { name: a.name.clone(), expected: a.len(), found: b.len() })
+                    }
+                    _ => Ok(()),
+                };
+            same(step.inputs().first(), original.inputs().first())?;
+            for (i, target) in targets.iter().enumerate() {
+                if let Source::Original { output } = *target {
+                    same(step.inputs().get(1 + i), original.outputs().nth(output))?;
+                }
+            }
+        }
         let sums = step.sums();
         for (i, name) in derived.parameters.iter().enumerate() {
             if step.total(1 + i, &sums).is_none() {
                 return Err(TrainError::NoSum { name: name.clone() });
             }
         }
-        let slots = (SLOT_PARAMETERS / (step.sums_bytes() / 4).max(1)).clamp(2, SLOTS);
+        let slots = (SLOT_BYTES / step.sums_bytes().max(1)).clamp(2, SLOTS);
         Ok(Self {
             shared: step.shared(),
             forward_shared: forward.shared(),
@@ -163,6 +182,29 @@ impl Trainer {
             to.clone_from(from);
         }
         self.forward.prepare(&mut self.forward_shared);
+    }
+
+    /// Goes back to the statistics that the network came with.
+    pub fn forget_measured(&mut self) {
+        let n = self.parameters.len();
+        let came = self.forward.shared();
+        let values = came.parameters().iter().skip(n);
+        for (to, from) in self.forward_shared.parameters_mut().iter_mut().skip(n).zip(values) {
+            to.clone_from(from);
+        }
+        self.forward.prepare(&mut self.forward_shared);
+    }
+
+    /// A number that depends on names and values of the parameters, and on the original.
+    pub(crate) fn fingerprint(&self) -> u32 {
+        let mut sum = crc32fast::Hasher::new();
+        let mut add = |values: &[f32]| values.iter().for_each(|v| sum.update(&v.to_le_bytes()));
+        self.shared.parameters().iter().for_each(|v| add(v));
+        if let Some((_, shared)) = &self.original {
+            shared.values().for_each(&mut add);
+        }
+        self.parameters.iter().for_each(|name| sum.update(name.as_bytes()));
+        sum.finalize()
     }
 
     /// Whether there are normalisations whose statistics are to be measured ([`Trainer::measure`]).
@@ -220,7 +262,9 @@ impl Trainer {
     /// Bytes that training takes on this many threads, without images and optimiser.
     pub fn memory(&self, n_threads: usize) -> usize {
         let original = self.original.as_ref().map_or(0, |(p, _)| p.workspace_bytes());
-        let worker = self.step.workspace_bytes().max(self.forward.workspace_bytes()) + original;
+        let statistics = self.statistics.as_ref().map_or(0, Statistics::bytes);
+        // Evaluation has buffers of its own, which stay.
+        let worker = self.step.workspace_bytes() + self.forward.workspace_bytes() + original + statistics;
         n_threads * worker + self.slots.len() * self.step.sums_bytes()
     }
 
@@ -233,10 +277,12 @@ impl Trainer {
         #[allow(clippy::cast_precision_loss, reason = "a count")]
         let seed = 1.0 / n_images.max(1) as f32;
         let mut slots = std::mem::take(&mut self.slots);
-        let n_slots = slots.len();
+        // A small batch needs fewer; how many depends on the batch only.
+        let n_slots = slots.len().min(batch.len().max(1));
         let this = &*self;
         let tallies: Vec<Result<Tally, TrainError>> = slots
             .par_iter_mut()
+            .take(n_slots)
             .enumerate()
             .map(|(slot, sums)| {
                 this.step.clear(sums);
@@ -257,7 +303,7 @@ impl Trainer {
         }
         let mut gradients = Vec::with_capacity(self.parameters.len());
         if let Some((first, rest)) = slots.split_first_mut() {
-            for other in rest {
+            for other in rest.iter().take(n_slots - 1) {
                 self.step.merge(first, other);
             }
             self.step.finish(first, &mut self.shared);

@@ -123,6 +123,8 @@ pub trait Watch {
     fn step(&mut self, progress: &Progress);
     /// After each epoch, and before the first.
     fn epoch(&mut self, epoch: &Epoch);
+    /// A run that was begun before goes on; these are its epochs so far.
+    fn resumed(&mut self, _history: &[Epoch]) {}
     /// Something worth telling the user.
     fn note(&mut self, text: &str);
     /// Seconds since some moment: what a run of so many minutes is measured by.
@@ -161,7 +163,7 @@ pub enum FitError {
     Checkpoint(#[from] CheckpointError),
     /// A checkpoint that cannot be kept.
     #[error(
-        "the checkpoint cannot be written: {0}; the one before is intact, and the run can be resumed from it"
+        "the checkpoint cannot be written: {0}; if one was written before, it is intact, and the run can be resumed from it"
     )]
     Keep(String),
     /// Too few images.
@@ -179,7 +181,7 @@ pub enum FitError {
     Options(String),
     /// The loss is not a number, however small the step.
     #[error(
-        "the loss is not finite, even with a rate of {rate:.1e}; check the images' preprocessing, or train with a smaller rate="
+        "the loss grows or is not finite, even with a rate of {rate:.1e}; check the images' preprocessing, or train with a smaller rate="
     )]
     Diverged {
         /// The rate at last.

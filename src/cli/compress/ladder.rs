@@ -27,6 +27,9 @@ pub(super) struct Rung {
     /// The original's.
     #[serde(skip)]
     pub original: Option<f64>,
+    /// Whether the score is accuracy, and not agreement.
+    #[serde(skip)]
+    pub is_accuracy: Option<bool>,
     pub loss_before: Option<f64>,
     pub loss: Option<f64>,
     /// Why it was not needed.
@@ -124,6 +127,7 @@ fn rung(pass: &PassReport, goal: Option<f64>) -> Rung {
         title: title.to_owned(),
         seconds: pass.time.as_secs_f64(),
         epochs: value("epochs"),
+        is_accuracy: value("is_accuracy").map(|v| v > 0.0),
         score_before: value("score_before"),
         score,
         original,

@@ -4,6 +4,7 @@ use super::ladder::{Curve, Rung};
 use super::{Args, PASSES};
 use crate::measure::Measured;
 use crate::table::{json, render, shorten, si, table};
+use crate::training::rounded;
 use crate::work::{self, bytes};
 use basisopt_passes::cost::{self, Cost};
 use basisopt_passes::{Pipeline, RemarkKind, Report};
@@ -134,6 +135,7 @@ pub(super) fn text(
     (before, after): (&Size, &Size),
     measured: &Measured,
     (layers, rungs): (&[Layer], &[Rung]),
+    n_validated: usize,
 ) -> String {
     let mut out = String::new();
     if args.layers {
@@ -167,7 +169,8 @@ pub(super) fn text(
     out += &render(&rows);
     out.push('\n');
     if rungs.iter().any(|rung| rung.score.is_some()) {
-        let _ = writeln!(out, "\n{}", rung_table(rungs));
+        let _ = writeln!(out, "{}", rung_table(rungs));
+        out += &verdict(args.goal, rungs, n_validated);
     }
 
     let n_factored = layers.iter().filter(|l| l.factored).count();
@@ -175,14 +178,14 @@ pub(super) fn text(
     let hint =
         if args.layers || n_factored == layers.len() { "" } else { "; --layers says why not the others" };
     let _ = writeln!(out, "{hint}");
-    for line in findings(measured, before.cost.macs.is_none(), n_factored) {
+    for line in findings(measured, before.cost.macs.is_none(), n_factored, !rungs.is_empty()) {
         let _ = writeln!(out, "{line}");
     }
     out
 }
 
 /// The sentences under the table.
-fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> Vec<String> {
+fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize, is_trained: bool) -> Vec<String> {
     let mut lines = Vec::new();
     if are_macs_unknown {
         lines
@@ -230,14 +233,16 @@ fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize) -> V
     match &measured.accuracy {
         // A fifth of what was right is wrong now: nobody wants that by default.
         Some(a) if a.after < 0.8 * a.before => lines.push(format!(
-            "the result is DAMAGED: do not ship it without training. {}",
+            "the result is DAMAGED: do not ship it{}. {}",
+            if is_trained { "" } else { " without training (--fine-tune)" },
             match calibrated {
                 true => "This network does not bear so small a budget; a larger one, or --exclude for its most sensitive layers, keeps it working",
                 false => "Ranks and factors came from the weights alone; with --data images/ they come from what the layers do",
             }
         )),
         Some(a) if a.after + a.margin < a.before => lines.push(match calibrated {
-            true => "accuracy was lost: a larger --budget keeps more of it".to_owned(),
+            true if is_trained => "accuracy was lost: a larger --budget keeps more of it, and more epochs may win more back".to_owned(),
+            true => "accuracy was lost: a larger --budget keeps more of it, and --fine-tune wins much of it back".to_owned(),
             false => "accuracy was lost: factors from data (--data) keep much more of it at the same size".to_owned(),
         }),
         Some(_) => {}
@@ -292,7 +297,8 @@ fn layer_table(layers: &[Layer]) -> String {
 
 /// One line per rung: what it bought, and what it cost.
 fn rung_table(rungs: &[Rung]) -> String {
-    let mut rows = table(&["recovery", "time", "epochs", "validation", "points", "loss"]);
+    let measure = if rungs.iter().any(|r| r.is_accuracy == Some(false)) { "agreement" } else { "accuracy" };
+    let mut rows = table(&["recovery", "time", "epochs", measure, "points", "loss or error"]);
     for rung in rungs {
         if let Some(why) = &rung.skipped {
             rows.add_row([rung.title.clone(), why.clone()]);
@@ -302,11 +308,33 @@ fn rung_table(rungs: &[Rung]) -> String {
         rows.add_row([
             rung.title.clone(),
             work::time(std::time::Duration::from_secs_f64(rung.seconds)),
-            rung.epochs.map_or(String::new(), |e| format!("{e}")),
+            rung.epochs.map_or(String::new(), |e| rounded(e).to_string()),
             rung.score.map_or(String::new(), |s| format!("{:.2} %", 100.0 * s)),
             change.unwrap_or_default(),
             rung.loss_before.zip(rung.loss).map_or(String::new(), |(a, b)| format!("{a:.4} → {b:.4}")),
         ]);
     }
     render(&rows)
+}
+
+/// Whether the goal was met, on how many images, and how far that can be trusted.
+fn verdict(goal: Option<f64>, rungs: &[Rung], n: usize) -> String {
+    let Some(original) = rungs.iter().find_map(|r| r.original) else { return String::new() };
+    let of = format!(
+        "on {} kept apart to choose by; the original: {:.2} %",
+        work::count(n, "image"),
+        100.0 * original
+    );
+    let (Some(goal), Some(score)) = (goal, rungs.iter().rev().find_map(|r| r.score)) else {
+        return format!("{of}\n");
+    };
+    let lost = 100.0 * (original - score);
+    let met = if lost <= goal + 1e-9 { "met" } else { "NOT met" };
+    let mut text =
+        format!("{of}\nthe goal, to lose {goal} points at most, is {met}: {lost:.2} are lost there\n");
+    if n > 0 && 100.0 / n as f64 > goal {
+        let _ =
+            writeln!(text, "one of these images is {:.2} points: they are too few to tell", 100.0 / n as f64);
+    }
+    text
 }

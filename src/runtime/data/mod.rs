@@ -206,6 +206,11 @@ impl Dataset {
         self.labels.as_ref()?.get(index).copied()
     }
 
+    /// Which sample of the whole data set this one is, before any were left out.
+    pub fn record(&self, place: usize) -> Option<usize> {
+        self.chosen.get(place).copied()
+    }
+
     /// Whether samples can only be read in their order.
     pub fn is_compressed(&self) -> bool {
         matches!(&self.records, Records::Array(array) if array.is_compressed())

@@ -68,13 +68,14 @@ fn binary(b: &mut Builder, at: &At<'_>) -> Shares {
 fn sum(b: &mut Builder, at: &At<'_>) -> Shares {
     let dy = at.dy()?;
     let n = at.inputs.iter().flatten().count().max(1);
-    let share = match at.op {
-        Op::Mean(_) => b.scaled(dy, 1.0 / n as f64, dy),
-        _ => dy,
-    };
     let mut shares = Vec::new();
     for slot in 0..at.inputs.len() {
         if at.wants(slot) {
+            // A node for each: one of them may be a sum over the batch, another not.
+            let share = match at.op {
+                Op::Mean(_) => b.scaled(dy, 1.0 / n as f64, dy),
+                _ => dy,
+            };
             shares.push((slot, b.unbroadcast(share, at.input(slot)?, at.output())?));
         }
     }

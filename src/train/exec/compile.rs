@@ -313,6 +313,11 @@ impl<'g, T: Element> Compiler<'g, T> {
             if skip || self.views.contains_key(&value) {
                 continue;
             }
+            let values = data_reads(self.graph, id).flatten().chain([value]);
+            let known = |v: &ValueId| self.class.get(v) == Some(&Class::Known);
+            if values.filter(|v| !known(v)).any(|v| self.port(v).is_ok_and(|p| p.is_empty())) {
+                return Err(self.unsupported(id, Unsupported("a value without elements".to_owned())));
+            }
             let from_lanes = data_reads(self.graph, id).flatten().any(|v| self.is_lane(v));
             if !from_lanes {
                 let writes =

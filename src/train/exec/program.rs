@@ -124,6 +124,11 @@ impl<T> Shared<T> {
         self.values.get(..self.n_parameters).unwrap_or_default()
     }
 
+    /// All values: parameters, constants, and what is computed from them.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &[T]> {
+        self.values.iter().map(Vec::as_slice)
+    }
+
     /// The values of the parameters, to be changed; [`Program::prepare`] makes the rest follow.
     pub fn parameters_mut(&mut self) -> &mut [Vec<T>] {
         self.values.get_mut(..self.n_parameters).unwrap_or_default()

@@ -158,6 +158,8 @@ pub(super) fn unit(
     let needs = |lane: usize, shared: usize| {
         slot(lane).is_some_and(is_lane) && slot(shared).is_some_and(|v| !is_lane(v))
     };
+    // The kernels' bias is the same for all images.
+    let moving_bias = slot(2).is_some_and(is_lane);
     let shapes = || Some((shape(0)?, shape(1)?, out.clone()?));
     macro_rules! attrs {
         ($op:expr) => {
@@ -172,12 +174,12 @@ pub(super) fn unit(
     }
     let bad = || Unsupported("its attributes, or a weight that depends on the input".to_owned());
     Ok(match &node.op {
-        Op::Conv(op) if needs(0, 1) => {
+        Op::Conv(op) if needs(0, 1) && !moving_bias => {
             let (x, w, y) = shapes().ok_or_else(bad)?;
             let shape = conv_shape(&attrs!(op), &x, &w, &y).ok_or_else(bad)?;
             conv(Product::Forward, shape, [slot(0), slot(1), slot(2)])
         }
-        Op::ConvTranspose(op) if needs(0, 1) => {
+        Op::ConvTranspose(op) if needs(0, 1) && !moving_bias => {
             // The input gradient of the convolution that goes the other way.
             let (x, w, y) = shapes().ok_or_else(bad)?;
             let resolved =
@@ -201,7 +203,7 @@ pub(super) fn unit(
             return Err(bad());
         }
         Op::Gemm(op) if is_summed => weight_product(op, &plain, &shape),
-        Op::Gemm(op) if needs(0, 1) => product(op, &plain, &shape, &slot),
+        Op::Gemm(op) if needs(0, 1) && !moving_bias => product(op, &plain, &shape, &slot),
         Op::MatMul(_) if needs(0, 1) => {
             product(&op::Gemm::default(), &plain, &shape, &|i| if i < 2 { slot(i) } else { None })
         }

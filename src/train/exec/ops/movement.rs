@@ -139,7 +139,7 @@ fn slice(
         let a = axis_of(axis, x.len())?;
         let d = x[a] as i64;
         let start = if start < 0 { start.saturating_add(d) } else { start };
-        out[a] = (if step > 0 { start.clamp(0, d) } else { start.clamp(0, d - 1) }, step);
+        out[a] = (if step > 0 { start.clamp(0, d) } else { start.clamp(0, (d - 1).max(0)) }, step);
     }
     Ok(out)
 }
@@ -229,7 +229,7 @@ fn pad(op: &basisopt_ir::op::Pad, spec: &Spec, x: &[usize], out: &[usize]) -> Re
             let mut i = i as i64 - before[a];
             if !(0..d).contains(&i) {
                 i = match mode {
-                    "edge" => i.clamp(0, d - 1),
+                    "edge" => i.clamp(0, (d - 1).max(0)),
                     "reflect" if d > 1 => {
                         // A walk to and fro of period 2(d − 1).
                         let period = 2 * (d - 1);

@@ -63,7 +63,7 @@ fn axis(op: &op::Resize, input: usize, output: usize, scale: f64) -> Result<Axis
             }
             mode => return Err(Unsupported(format!("coordinate_transformation_mode {mode:?}"))),
         };
-        let clamped = |i: f64| i.clamp(0.0, n - 1.0) as usize;
+        let clamped = |i: f64| i.clamp(0.0, (n - 1.0).max(0.0)) as usize;
         all.push(match op.mode.as_str() {
             "nearest" => {
                 let nearest = match op.nearest_mode.as_str() {
