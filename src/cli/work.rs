@@ -113,7 +113,9 @@ pub(crate) fn check_output(input: &Path, output: &Path) -> anyhow::Result<()> {
         && a == b
         && a.is_file()
     {
-        return Err(anyhow!("refusing to write {shown}: it is the input model or data; choose another output path"));
+        return Err(anyhow!(
+            "refusing to write {shown}: it is the input model or data; choose another output path"
+        ));
     }
     if output.is_dir() {
         return Err(anyhow!("cannot write {shown}: it is a folder; name a file in it"));

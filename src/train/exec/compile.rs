@@ -249,6 +249,13 @@ impl<'g, T: Element> Compiler<'g, T> {
             self.known.insert(value, tensor.map_err(|_| refuse("a shape that is too long"))?);
             return Ok(());
         }
+        if let Op::ConstantOfShape(op) = &node.op {
+            let filled = op.value.as_ref().and_then(|v| Some((v.dtype(), *v.to_f64s().ok()?.first()?)));
+            let (dtype, value) = filled.unwrap_or((basisopt_ir::DType::F32, 0.0));
+            let tensor = Tensor::full(dtype, self.port(ValueId::of(id))?.shape, value);
+            self.known.insert(ValueId::of(id), tensor.map_err(|_| refuse("a value that fits no tensor"))?);
+            return Ok(());
+        }
         // In double precision: shapes are computed this way too.
         let kernel = ops::lower::<f64>(&node.op, &self.spec(id)?).map_err(|e| self.unsupported(id, e))?;
         let slots = self.graph.node_inputs(id);
@@ -309,7 +316,9 @@ impl<'g, T: Element> Compiler<'g, T> {
         for &id in &self.order {
             let value = ValueId::of(id);
             let op = &self.graph.node(id).op;
-            let skip = op.is_source() || self.class.get(&value) == Some(&Class::Known);
+            // A parameter may be a node that makes a constant; its value is given.
+            let is_given = op.is_source() || self.place.contains_key(&value);
+            let skip = is_given || self.class.get(&value) == Some(&Class::Known);
             if skip || self.views.contains_key(&value) {
                 continue;
             }
