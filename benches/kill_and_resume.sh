@@ -13,19 +13,18 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cp fixtures/models/glyph* "$work"
 cd "$work"
-train() {
-    "$basisopt" -q opt glyphnet.onnx -p '@fold,factorize-conv:ratio=0.4,fine-tune:epochs=60:batch=16,dead-code' \
-        --train glyphs_test.npz --no-check -o "$1" "${@:2}"
-}
+train=("$basisopt" -q opt glyphnet.onnx -p '@fold,factorize-conv:ratio=0.4,fine-tune:epochs=60:batch=16,dead-code'
+    --train glyphs_test.npz --no-check -o)
 
 before=$EPOCHREALTIME
-train whole.onnx
+"${train[@]}" whole.onnx
 seconds=$(echo "$EPOCHREALTIME - $before" | bc)
 echo "a run left alone takes $seconds s"
 same=0
 for i in $(seq "$times"); do
     rm -f cut.onnx cut.onnx.checkpoint
-    train cut.onnx &
+    # Not a function: the process that is killed is to be the program.
+    "${train[@]}" cut.onnx &
     pid=$!
     delay=$(echo "$seconds * $((RANDOM % 90 + 5)) / 100" | bc -l)
     sleep "$delay"
@@ -33,7 +32,7 @@ for i in $(seq "$times"); do
     wait "$pid" 2>/dev/null || true
     # Killed before its first checkpoint it is simply run again.
     if [ -e cut.onnx.checkpoint ]; then resume=--resume; else resume=; fi
-    [ -e cut.onnx ] || train cut.onnx $resume
+    [ -e cut.onnx ] || "${train[@]}" cut.onnx $resume
     if cmp -s whole.onnx cut.onnx; then
         same=$((same + 1))
         printf '%2d killed after %5.2f s%s: the same file\n' "$i" "$delay" "${resume:+, resumed}"

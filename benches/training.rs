@@ -67,7 +67,7 @@ fn kernels(c: &mut Criterion) {
 /// Loss and gradient of 128 images by the network in `fixtures/`, factored to half of its ranks.
 fn step(c: &mut Criterion) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/glyphnet.onnx");
-    let mut model = Model::read(path.as_ref()).expect("the fixture network");
+    let mut model = Model::read(std::path::Path::new(path)).expect("the fixture network");
     let pipeline = Pipeline::parse("@fold,factorize-conv:ratio=0.5:guard=off", &Registry::builtin());
     let pipeline = pipeline.expect("a pipeline");
     Manager::default().run(&mut model.graph, &pipeline, &mut NoObserver).expect("factors");
