@@ -50,13 +50,13 @@ pub(super) fn insert(
         for (part, values) in
             [("scale", &scale), ("bias", &m.mean), ("mean", &m.mean), ("variance", &m.variance)]
         {
-            let name = fresh(network, &format!("{name}.norm.{part}"));
+            let name = network.unused_value_name(&format!("{name}.norm.{part}"));
             let tensor = Tensor::from_f64s(DType::F32, vec![values.len()], values);
             let tensor = tensor.map_err(tensor_error(network, first))?;
             inputs.push(Some(network.add_constant(name.clone(), tensor)));
             constants.push(name);
         }
-        let output = fresh(network, &format!("{name}.norm"));
+        let output = network.unused_value_name(&format!("{name}.norm"));
         let op = BatchNormalization { epsilon: EPSILON, ..BatchNormalization::default() };
         let value = Value { name: output.clone(), ..Value::default() };
         let node = network.add_node(Node::new(output.clone(), op.into(), vec![value]), &inputs);
@@ -66,16 +66,6 @@ pub(super) fn insert(
     }
     infer::infer(network).map_err(|e| PassError::Other(e.to_string()))?;
     Ok(norms)
-}
-
-fn fresh(graph: &Graph, stem: &str) -> String {
-    let mut name = stem.to_owned();
-    let mut n = 2;
-    while graph.has_value_named(&name) {
-        name = format!("{stem}.{n}");
-        n += 1;
-    }
-    name
 }
 
 /// Folds trained normalisations into the factors of the graph, which has none: with s = scale/√(variance + ε) and
@@ -151,7 +141,7 @@ fn add_bias(graph: &mut Graph, node: NodeId, shift: &[f64]) -> Result<(), PassEr
     let dtype = weight(graph, node).map_or(DType::F32, |(_, w)| w.dtype());
     let tensor = Tensor::from_f64s(dtype, vec![shift.len()], &shift).map_err(tensor_error(graph, node))?;
     let mut rewrite = Rewrite::at(node);
-    let bias = rewrite.constant(fresh(graph, &format!("{label}.bias")), tensor);
+    let bias = rewrite.constant(graph.unused_value_name(&format!("{label}.bias")), tensor);
     rewrite.set_input(Use { node, slot: 2 }, bias);
     apply(graph, rewrite, &label)
 }

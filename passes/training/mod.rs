@@ -96,6 +96,12 @@ pub(crate) fn logits(graph: &Graph) -> Option<ValueId> {
     })
 }
 
+/// Whether a score, 0…1, is no more than so many points below the original's.
+pub fn meets_goal(original: f64, score: f64, points: f64) -> bool {
+    // A count over a count: what is lost exactly is not lost too much by its last bit.
+    100.0 * (original - score) <= points + 1e-9
+}
+
 /// How the network does beside the original, on the same images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Standing {
@@ -115,8 +121,7 @@ impl Standing {
 
     /// Whether no more than so many points are lost.
     pub fn meets(&self, goal: f64) -> bool {
-        // A count over a count: what is lost exactly is not lost too much by its last bit.
-        100.0 * (self.original - self.score) <= goal + 1e-9
+        meets_goal(self.original, self.score, goal)
     }
 }
 

@@ -77,6 +77,16 @@ pub(crate) fn shorten(name: &str, width: usize) -> String {
     name.chars().take(head).chain(['…']).chain(name.chars().skip(n - tail)).collect()
 }
 
+/// A page with data in it, in place of the text `place`.
+///
+/// # Errors
+/// If the data have no JSON form.
+pub(crate) fn page(page: &str, place: &str, data: &impl Serialize) -> anyhow::Result<String> {
+    // A name may hold `</script>`.
+    let data = serde_json::to_string(data)?.replace('<', "\\u003c").replace('\u{2028}', "\\u2028");
+    Ok(page.replacen(place, &data, 1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -342,6 +342,11 @@ impl Graph {
         self.value_names.contains_key(name) || self.reserved.contains(name)
     }
 
+    /// This name, or the name with the smallest number behind it that no value bears.
+    pub fn unused_value_name(&self, name: &str) -> String {
+        crate::rewrite::unique(name, |name| self.has_value_named(name))
+    }
+
     /// How many nodes bear this name; ONNX does not ask for it to be one.
     pub fn n_nodes_named(&self, name: &str) -> usize {
         self.node_names.get(name).map_or(0, |&n| n as usize)

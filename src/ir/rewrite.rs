@@ -194,7 +194,7 @@ fn resolve(graph: &Graph, ids: &[NodeId], operand: Operand) -> Result<Option<Val
 }
 
 /// The name itself, or the name with the smallest free number behind it.
-fn unique(name: &str, taken: impl Fn(&str) -> bool) -> String {
+pub(crate) fn unique(name: &str, taken: impl Fn(&str) -> bool) -> String {
     let mut candidate = name.to_owned();
     let mut n = 1;
     while taken(&candidate) {

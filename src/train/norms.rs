@@ -24,12 +24,6 @@ pub(crate) struct TrainingForm {
     pub constants: Vec<String>,
 }
 
-/// A number that no value of a graph has in its name.
-fn fresh(graph: &Graph, stem: &str) -> String {
-    let names = (0..).map(|n| format!("{stem}.{n}"));
-    names.into_iter().find(|name| !graph.has_value_named(name)).unwrap_or_default()
-}
-
 impl TrainingForm {
     /// Puts the named ones into training form.
     pub fn new(network: &Graph, norms: &[String]) -> Result<Self, TrainError> {
@@ -48,13 +42,13 @@ impl TrainingForm {
                 form.constants.push(graph.value(own.ok_or_else(wrong)?).name.clone());
             }
             let value = |name: String| Value { name, ..Value::default() };
-            let outputs =
-                ["training", "mean", "variance"].map(|part| fresh(graph, &format!("{name}.{part}")));
+            let outputs = ["training", "mean", "variance"]
+                .map(|part| graph.unused_value_name(&format!("{name}.{part}")));
             let label = graph.node(old.node).name.clone();
             let node = graph.add_node(Node::new(label, op.into(), outputs.map(value).to_vec()), &slots);
             let new = ValueId::of(node);
             graph.replace_uses(old, new);
-            let aside = fresh(graph, &format!("{name}.inference"));
+            let aside = graph.unused_value_name(&format!("{name}.inference"));
             graph.rename(old, aside);
             graph.rename(new, name.clone());
             form.statistics.extend([1, 2].map(|port| ValueId { node, port }));

@@ -1,7 +1,7 @@
 //! The ladder of recovery: what is done, step by step, until enough of the accuracy is back.
 
 use crate::training::LogLine;
-use basisopt_passes::{Outcome, PassReport, Report};
+use basisopt_passes::{Outcome, PassReport, Report, meets_goal};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -96,12 +96,17 @@ pub(super) fn rungs(report: &Report, goal: Option<f64>) -> Vec<Rung> {
             seconds: factoring,
             score,
             original,
-            met: goal.zip(original.zip(score)).map(|(g, (o, s))| 100.0 * (o - s) <= g + 1e-9),
+            met: met(goal, original, score),
             ..Rung::default()
         };
         found.insert(0, start);
     }
     found
+}
+
+/// As the passes judge it.
+fn met(goal: Option<f64>, original: Option<f64>, score: Option<f64>) -> Option<bool> {
+    Some(meets_goal(original?, score?, goal?))
 }
 
 fn pass_name(pass: &PassReport) -> &str {
@@ -133,7 +138,7 @@ fn rung(pass: &PassReport, goal: Option<f64>) -> Rung {
         original,
         loss_before: value("validation_loss_before").or_else(|| value("error_before")),
         loss: value("validation_loss").or_else(|| value("error")),
-        met: goal.zip(original.zip(score)).map(|(g, (o, s))| 100.0 * (o - s) <= g + 1e-9),
+        met: met(goal, original, score),
         skipped,
         name,
     }

@@ -3,11 +3,11 @@
 use super::ladder::{Curve, Rung};
 use super::{Args, PASSES};
 use crate::measure::Measured;
-use crate::table::{json, render, shorten, si, table};
+use crate::table::{json, page, render, shorten, si, table};
 use crate::training::rounded;
 use crate::work::{self, bytes};
 use basisopt_passes::cost::{self, Cost};
-use basisopt_passes::{Pipeline, RemarkKind, Report};
+use basisopt_passes::{Pipeline, RemarkKind, Report, meets_goal};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -48,9 +48,7 @@ impl JsonReport<'_> {
 
     /// Everything as one file to open in a browser.
     pub(super) fn page(&self) -> anyhow::Result<String> {
-        // A name may hold `</script>`.
-        let data = serde_json::to_string(self)?.replace('<', "\\u003c").replace('\u{2028}', "\\u2028");
-        Ok(PAGE.replacen(PLACE, &data, 1))
+        page(PAGE, PLACE, self)
     }
 }
 
@@ -329,7 +327,7 @@ fn verdict(goal: Option<f64>, rungs: &[Rung], n: usize) -> String {
         return format!("{of}\n");
     };
     let lost = 100.0 * (original - score);
-    let met = if lost <= goal + 1e-9 { "met" } else { "NOT met" };
+    let met = if meets_goal(original, score, goal) { "met" } else { "NOT met" };
     let mut text =
         format!("{of}\nthe goal, to lose {goal} points at most, is {met}: {lost:.2} are lost there\n");
     if n > 0 && 100.0 / n as f64 > goal {

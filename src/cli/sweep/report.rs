@@ -1,6 +1,6 @@
 //! What a sweep found: as a table, CSV, JSON, and a page to look at.
 
-use crate::table::{json, render, si, table};
+use crate::table::{json, page, render, si, table};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -71,9 +71,7 @@ impl Sweep {
     /// # Errors
     /// If the report has no JSON form.
     pub(super) fn page(&self) -> anyhow::Result<String> {
-        // A name may hold `</script>`.
-        let data = serde_json::to_string(self)?.replace('<', "\\u003c").replace('\u{2028}', "\\u2028");
-        Ok(PAGE.replacen(PLACE, &data, 1))
+        page(PAGE, PLACE, self)
     }
 
     pub(super) fn csv(&self) -> String {

@@ -30,21 +30,10 @@ impl Builder {
         self.base = self.graph.node(id).outputs.first().map_or_else(String::new, |v| v.name.clone());
     }
 
-    fn fresh(&self, name: &str) -> String {
-        let mut name = name.to_owned();
-        let stem = name.clone();
-        let mut n = 2;
-        while self.graph.has_value_named(&name) {
-            name = format!("{stem}.{n}");
-            n += 1;
-        }
-        name
-    }
-
     /// The input that holds a target's gradient.
     pub fn seed(&mut self, target: ValueId) -> ValueId {
         let value = self.graph.value(target).clone();
-        let name = self.fresh(&format!("{}.seed", value.name));
+        let name = self.graph.unused_value_name(&format!("{}.seed", value.name));
         self.graph.add_input(name, value.ty)
     }
 
@@ -56,7 +45,7 @@ impl Builder {
 
     /// As [`Builder::node`], with inputs that may be absent.
     pub fn node_of(&mut self, op: impl Into<Op>, inputs: &[Option<ValueId>]) -> ValueId {
-        let name = self.fresh(&format!("{}.d", self.base));
+        let name = self.graph.unused_value_name(&format!("{}.d", self.base));
         let node = Node::new(&name, op.into(), vec![Value { name: name.clone(), ..Value::default() }]);
         ValueId::of(self.graph.add_node(node, inputs))
     }
@@ -66,7 +55,10 @@ impl Builder {
         let inputs: Vec<_> = inputs.iter().map(|&v| Some(v)).collect();
         let mut outputs = Vec::with_capacity(n_outputs);
         for i in 0..n_outputs {
-            outputs.push(Value { name: self.fresh(&format!("{}.d{i}", self.base)), ..Value::default() });
+            outputs.push(Value {
+                name: self.graph.unused_value_name(&format!("{}.d{i}", self.base)),
+                ..Value::default()
+            });
         }
         let name = outputs.first().map_or_else(String::new, |v| v.name.clone());
         self.graph.add_node(Node::new(name, op.into(), outputs), &inputs)
@@ -77,7 +69,7 @@ impl Builder {
         if self.graph.node(value.node).op.is_source() || self.graph.is_output(value) {
             return self.node(op::Identity {}, &[value]);
         }
-        let name = self.fresh(name);
+        let name = self.graph.unused_value_name(name);
         self.graph.rename(value, name);
         value
     }
@@ -95,7 +87,7 @@ impl Builder {
         if let Some(&v) = self.constants.get(&key) {
             return v;
         }
-        let name = self.fresh(&format!("grad.{key}"));
+        let name = self.graph.unused_value_name(&format!("grad.{key}"));
         let v = self.graph.add_constant(name, tensor());
         self.constants.insert(key, v);
         v
