@@ -2,52 +2,15 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, outside of the test functions")]
 
-use assert_cmd::Command;
+mod common;
+
 use basisopt::onnx::Model;
+use common::program::Bench;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use std::process::Output;
-use tempfile::TempDir;
 
-fn models() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models")
-}
-
-/// The program in an empty folder, with the fixture network, its settings and images beside it.
-struct Bench {
-    dir: TempDir,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["glyphnet.onnx", "glyphnet.toml", "glyphs_test.npz", "glyphs_calibration.npz"] {
-            std::fs::copy(models().join(name), dir.path().join(name)).unwrap();
-        }
-        Self { dir }
-    }
-
-    fn run(&self, code: i32, args: &[&str]) -> (String, String) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_basisopt"));
-        let Output { status, stdout, stderr } =
-            command.current_dir(self.dir.path()).args(args).output().unwrap();
-        let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-        assert_eq!(status.code(), Some(code), "{args:?}\n{stdout}\n{stderr}");
-        (stdout, stderr)
-    }
-
-    fn compress(&self, args: &[&str]) -> Value {
-        let fixed = ["compress", "glyphnet.onnx", "--no-bench", "--format", "json", "-q"];
-        json(&self.run(0, &[&fixed[..], args].concat()).0)
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.dir.path().join(name)).unwrap()
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.dir.path().join(name).exists()
-    }
+fn compress(bench: &Bench, args: &[&str]) -> Value {
+    let fixed = ["compress", "glyphnet.onnx", "--no-bench", "--format", "json", "-q"];
+    json(&bench.run(0, &[&fixed[..], args].concat()).0)
 }
 
 fn json(text: &str) -> Value {
@@ -65,8 +28,8 @@ fn metadata(model: &[u8]) -> Vec<(String, String)> {
 #[test]
 fn a_budget_is_met_from_below_and_costs_less_accuracy_than_weights_alone() {
     let b = Bench::new();
-    let by_data = b.compress(&["--budget", "macs=0.4", "-o", "data.onnx", "--report", "report.json"]);
-    let by_weights = b.compress(&["--budget", "macs=0.4", "--method", "weights"]);
+    let by_data = compress(&b, &["--budget", "macs=0.4", "-o", "data.onnx", "--report", "report.json"]);
+    let by_weights = compress(&b, &["--budget", "macs=0.4", "--method", "weights"]);
     for report in [&by_data, &by_weights] {
         let share = number(report, "/after/macs") / number(report, "/before/macs");
         assert!((0.395..=0.4).contains(&share), "{share}");
@@ -86,16 +49,16 @@ fn a_budget_is_met_from_below_and_costs_less_accuracy_than_weights_alone() {
 #[test]
 fn two_runs_write_the_same_bytes() {
     let b = Bench::new();
-    b.compress(&["--budget", "params=0.5", "-o", "a.onnx"]);
-    b.compress(&["--budget", "params=0.5", "-o", "b.onnx"]);
+    compress(&b, &["--budget", "params=0.5", "-o", "a.onnx"]);
+    compress(&b, &["--budget", "params=0.5", "-o", "b.onnx"]);
     assert_eq!(b.read("a.onnx"), b.read("b.onnx"));
 }
 
 #[test]
 fn ranks_that_were_saved_and_given_back_make_the_same_network() {
     let b = Bench::new();
-    let first = b.compress(&["--budget", "macs=0.5", "--save-ranks", "ranks.txt", "-o", "a.onnx"]);
-    let second = b.compress(&["--ranks", "ranks.txt", "-o", "b.onnx"]);
+    let first = compress(&b, &["--budget", "macs=0.5", "--save-ranks", "ranks.txt", "-o", "a.onnx"]);
+    let second = compress(&b, &["--ranks", "ranks.txt", "-o", "b.onnx"]);
     let ranks = |r: &Value| -> Vec<Value> {
         let layers = r["layers"].as_array().unwrap();
         layers.iter().filter(|l| l["factored"] == true).map(|l| l["rank"].clone()).collect()
@@ -109,7 +72,7 @@ fn ranks_that_were_saved_and_given_back_make_the_same_network() {
 #[test]
 fn one_point_of_accuracy_is_the_default_and_the_images_that_choose_are_not_reported_on() {
     let b = Bench::new();
-    let report = b.compress(&[]);
+    let report = compress(&b, &[]);
     assert!(report["pipeline"].as_str().unwrap().contains("allocate-ranks:target=drop:1.0"));
     assert!(number(&report, "/after/macs") < 0.8 * number(&report, "/before/macs"));
     // Of 400 labelled images half chose.
@@ -122,7 +85,8 @@ fn one_point_of_accuracy_is_the_default_and_the_images_that_choose_are_not_repor
 #[test]
 fn without_labels_agreement_is_what_counts() {
     let b = Bench::new();
-    let report = b.compress(&["--data", "glyphs_calibration.npz", "--budget", "drop=2", "--samples", "100"]);
+    let report =
+        compress(&b, &["--data", "glyphs_calibration.npz", "--budget", "drop=2", "--samples", "100"]);
     assert!(report["measured"]["accuracy"].is_null());
     assert!(number(&report, "/measured/agreement/share") > 0.9);
     // 256 images: 100 to calibrate on, half of the rest to choose by.
@@ -206,6 +170,6 @@ fn a_sweep_is_a_table_a_csv_and_a_page() {
 /// tract's own threads and ours do not get in each other's way.
 #[test]
 fn threads_for_matrix_products_do_not_disturb_the_evaluation() {
-    let report = Bench::new().compress(&["--budget", "macs=0.5", "--threads", "2"]);
+    let report = compress(&Bench::new(), &["--budget", "macs=0.5", "--threads", "2"]);
     assert!(number(&report, "/measured/accuracy/after") > 0.9);
 }

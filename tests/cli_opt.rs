@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, outside of the test functions")]
 
+mod common;
+
 use assert_cmd::Command;
 use basisopt::onnx::Model;
+use common::program::{program, run};
 use std::path::{Path, PathBuf};
-use std::process::Output;
 use tempfile::TempDir;
 
 fn glyphnet() -> PathBuf {
@@ -25,17 +27,12 @@ impl Bench {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_basisopt"));
-        command.current_dir(self.dir.path()).args(args);
-        command
+        Command::from_std(program(self.dir.path(), args))
     }
 
     /// Runs the program, which must exit with this code.
     fn run(&self, code: i32, args: &[&str]) -> (String, String) {
-        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
-        let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-        assert_eq!(status.code(), Some(code), "{args:?}\n{stdout}\n{stderr}");
-        (stdout, stderr)
+        run(self.dir.path(), code, args)
     }
 
     /// The bytes that `opt m.onnx … -o NAME` writes.

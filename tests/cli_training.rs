@@ -2,16 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, outside of the test functions")]
 
-use serde_json::Value;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-use tempfile::TempDir;
+mod common;
 
-/// The program in an empty folder, with the fixture network, its settings and images beside it.
-struct Bench {
-    dir: TempDir,
-}
+use common::program::{Bench, program};
+use serde_json::Value;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 /// Training that takes some seconds.
 const TRAIN: [&str; 8] = [
@@ -25,49 +21,17 @@ const TRAIN: [&str; 8] = [
     "-o",
 ];
 
-impl Bench {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/models");
-        for name in ["glyphnet.onnx", "glyphnet.toml", "glyphs_test.npz", "glyphs_calibration.npz"] {
-            std::fs::copy(models.join(name), dir.path().join(name)).unwrap();
-        }
-        Self { dir }
-    }
+fn start(bench: &Bench, args: &[&str]) -> Child {
+    program(bench.dir.path(), args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
 
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_basisopt"));
-        command.current_dir(self.dir.path()).args(args);
-        command
-    }
-
-    fn run(&self, code: i32, args: &[&str]) -> (String, String) {
-        let Output { status, stdout, stderr } = self.command(args).output().unwrap();
-        let (stdout, stderr) = (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap());
-        assert_eq!(status.code(), Some(code), "{args:?}\n{stdout}\n{stderr}");
-        (stdout, stderr)
-    }
-
-    fn start(&self, args: &[&str]) -> Child {
-        self.command(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    }
-
-    fn read(&self, name: &str) -> Vec<u8> {
-        std::fs::read(self.dir.path().join(name)).unwrap()
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.dir.path().join(name).exists()
-    }
-
-    /// Waits until a file is there, or the program has ended without it.
-    fn wait_for(&self, name: &str, child: &mut Child) {
-        let started = Instant::now();
-        while !self.has(name) {
-            assert!(child.try_wait().unwrap().is_none(), "it ended without {name}");
-            assert!(started.elapsed() < Duration::from_secs(120), "no {name} after two minutes");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+/// Waits until a file is there, or the program has ended without it.
+fn wait_for(bench: &Bench, name: &str, child: &mut Child) {
+    let started = Instant::now();
+    while !bench.has(name) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended without {name}");
+        assert!(started.elapsed() < Duration::from_secs(120), "no {name} after two minutes");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 
@@ -127,8 +91,8 @@ fn a_killed_run_is_resumed_to_the_same_bytes() {
     bench.run(0, &[&TRAIN[..], &["whole.onnx", "-q"]].concat());
     let args = [&TRAIN[..], &["cut.onnx", "-q"]].concat();
     for delay in [0, 150] {
-        let mut child = bench.start(&args);
-        bench.wait_for("cut.onnx.checkpoint", &mut child);
+        let mut child = start(&bench, &args);
+        wait_for(&bench, "cut.onnx.checkpoint", &mut child);
         std::thread::sleep(Duration::from_millis(delay));
         child.kill().unwrap();
         child.wait().unwrap();

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod program;
+
 use basisopt::ir::{Graph, Tensor};
 use basisopt::passes::{Executor, ExecutorError, Program, Session as TrainingSession};
 use basisopt::runtime::{LoadOptions, Session, Source, random_inputs};
