@@ -1,10 +1,11 @@
 //! `bench`: latency, throughput and memory of networks, side by side.
 
+use crate::engine::{EngineArg, engine_name};
 use crate::network::{parse_dim, runnable};
 use crate::progress::{Progress, interrupted};
 use crate::table::{Format, emit, json, render, shorten, table};
 use crate::{Globals, INTERRUPTED};
-use basisopt_runtime::{BenchOptions, BenchProgress, BenchResult, Source, bench};
+use basisopt_runtime::{BenchOptions, BenchProgress, BenchResult, Machine, Source, bench};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -16,11 +17,12 @@ Examples:
   basisopt bench m.onnx small.onnx                        is the small one faster, and by how much?
   basisopt bench m.onnx small.onnx --threads 4 --batch 8
   basisopt bench m.onnx --seconds 30 --runs 100           at least 100 rounds and 30 seconds
+  basisopt bench m.onnx small.onnx --engine stock,fused   stock tract and fused factors, side by side
   basisopt bench *.onnx --format json > bench.json        one object per network
 
 The networks take turns (A B A B …), so that a busy machine slows all of them alike; `time` is the
 median over the rounds of the time divided by that of the first network in the same round: 0.5 is
-twice as fast. Inputs are random. The batch and all other sizes are fixed before tract optimises
+twice as fast; beside it stands its 95 % confidence interval. `cold` is the first run after loading. Inputs are random. The batch and all other sizes are fixed before tract optimises
 the network. `memory` is the highest resident memory of loading and running, above that of the
 program before; a dash where the system does not tell. Ctrl-C prints what was measured so far and
 exits with 130.";
@@ -37,6 +39,9 @@ pub(crate) struct Args {
     /// Threads for the matrix products.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     threads: u64,
+    /// How factorised layers run; several, joined by commas, are measured side by side.
+    #[arg(long, value_name = "ENGINE", value_enum, value_delimiter = ',', default_value = "fastest")]
+    engine: Vec<EngineArg>,
     /// Rounds to measure, at least.
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     runs: u64,
@@ -72,6 +77,7 @@ fn parse_seconds(text: &str) -> Result<f64, String> {
 struct Row<'a> {
     #[serde(flatten)]
     result: &'a BenchResult,
+    machine: &'a Machine,
     /// False if Ctrl-C ended the benchmark before it had all its rounds.
     complete: bool,
 }
@@ -82,6 +88,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         batch: args.batch.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         dims: args.dims,
         threads: args.threads as usize,
+        engines: args.engine.into_iter().map(Into::into).collect(),
         runs: usize::try_from(args.runs).unwrap_or(usize::MAX),
         min_seconds: args.seconds,
         warmup: args.warmup,
@@ -110,19 +117,26 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     })?;
     drop(progress);
     let complete = !interrupted();
+    let machine = Machine::here();
     emit(&match args.format {
-        Format::Json => json(&results.iter().map(|result| Row { result, complete }).collect::<Vec<_>>())?,
-        Format::Text => text(&results, complete),
+        Format::Json => json(
+            &results.iter().map(|result| Row { result, machine: &machine, complete }).collect::<Vec<_>>(),
+        )?,
+        Format::Text => text(&results, &machine, complete),
     })?;
     Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
 }
 
-fn text(results: &[BenchResult], complete: bool) -> String {
+fn text(results: &[BenchResult], machine: &Machine, complete: bool) -> String {
     let mut out = String::new();
     if let Some(first) = results.first() {
         let threads = if first.threads == 1 { "thread" } else { "threads" };
         let _ = writeln!(out, "{} rounds, {} {threads}", first.n_runs, first.threads);
     }
+    let mut kernels: Vec<&str> = results.iter().flat_map(|r| &r.kernels).map(String::as_str).collect();
+    kernels.sort_unstable();
+    kernels.dedup();
+    let _ = writeln!(out, "{}; tract's kernels: {}", machine.summary(), kernels.join(" "));
     if !complete {
         out.push_str("PARTIAL: interrupted; these are the rounds so far\n");
     }
@@ -132,19 +146,21 @@ fn text(results: &[BenchResult], complete: bool) -> String {
         "batch",
         "median ms",
         "p10–p90",
+        "cold",
         "images/s",
         "memory",
         "time",
-        "quartiles",
+        "95 % interval",
     ]);
     for r in results {
-        let [low, high] = r.time_ratio_quartiles;
+        let [low, high] = r.time_ratio_interval;
         rows.add_row([
             shorten(&r.file, 36),
-            r.engine.clone(),
+            engine_name(&r.engine, r.n_fused),
             r.batch.to_string(),
             significant(r.median_ms),
             format!("{}–{}", significant(r.p10_ms), significant(r.p90_ms)),
+            significant(r.cold_ms),
             significant(r.images_per_second),
             r.peak_memory_bytes.map_or("-".to_owned(), |n| format!("{:.1} MB", n as f64 / 1e6)),
             format!("{:.3}", r.time_ratio),

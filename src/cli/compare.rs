@@ -8,7 +8,8 @@ use crate::{Globals, INTERRUPTED};
 use anyhow::anyhow;
 use basisopt_ir::Tensor;
 use basisopt_runtime::{
-    Dataset, ENGINE, OutputDiff, Preprocess, RuntimeError, Session, Source, all_close, compare, random_inputs,
+    Dataset, ENGINE, Engine, OutputDiff, Preprocess, RuntimeError, Session, Source, all_close, compare,
+    random_inputs,
 };
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -102,7 +103,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     };
     let sessions: [Session; 2] = args
         .run
-        .load(&[&a, &b], preferred)?
+        .load(&[&a, &b], preferred, Engine::Stock)?
         .try_into()
         .map_err(|_| anyhow!("{}, {}: not loaded", a.name(), b.name()))?;
     let [mut a_session, mut b_session] = sessions;

@@ -1,6 +1,7 @@
 //! `eval`: accuracy on labelled images.
 
 use crate::data::{DataArgs, explain};
+use crate::engine::{EngineArg, engine_name};
 use crate::network::{RunArgs, runnable};
 use crate::progress::{Progress, interrupted};
 use crate::table::{Format, emit, json};
@@ -48,6 +49,9 @@ pub(crate) struct Args {
     save_config: bool,
     #[command(flatten)]
     run: RunArgs,
+    /// How factorised layers run.
+    #[arg(long, value_name = "ENGINE", value_enum, default_value_t)]
+    engine: EngineArg,
     /// Output with the class scores; the first of shape [N, classes] by default.
     #[arg(long, value_name = "NAME")]
     output: Option<String>,
@@ -61,6 +65,8 @@ pub(crate) struct Args {
 struct Report<'a> {
     file: &'a str,
     engine: &'a str,
+    /// Pairs of convolutions that ran as one operator; 0 is stock tract.
+    n_fused: usize,
     threads: usize,
     batch: usize,
     data: String,
@@ -73,7 +79,7 @@ struct Report<'a> {
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let source = runnable(&args.model)?;
     let (dataset, preprocess) = args.data.require(&args.model)?;
-    let mut sessions = args.run.load(&[&source], BATCH.min(dataset.len()))?;
+    let mut sessions = args.run.load(&[&source], BATCH.min(dataset.len()), args.engine.into())?;
     let session = sessions.first_mut().ok_or_else(|| anyhow!("{}: not loaded", source.name()))?;
     let batch = session.batch().unwrap_or(1);
     let progress = Progress::new("evaluating", globals.quiet);
@@ -98,6 +104,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let report = Report {
         file: source.name(),
         engine: ENGINE,
+        n_fused: session.engine().1,
         threads: session.threads(),
         batch,
         data: format!("{}: {}", dataset.path().display(), dataset.describe()),
@@ -156,7 +163,10 @@ fn text(report: &Report<'_>) -> String {
     let _ = writeln!(
         out,
         "speed  {:.1} images/s ({}, {} {threads}, batch {})",
-        eval.images_per_second, report.engine, report.threads, report.batch
+        eval.images_per_second,
+        engine_name(report.engine, report.n_fused),
+        report.threads,
+        report.batch
     );
     out
 }

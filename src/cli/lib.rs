@@ -14,6 +14,7 @@ mod compress;
 mod data;
 mod diff;
 mod differentiate;
+mod engine;
 mod eval;
 pub mod executor;
 mod host;

@@ -4,8 +4,8 @@ use crate::compress::Args;
 use crate::data::explain;
 use crate::progress::{Progress, interrupted};
 use basisopt_runtime::{
-    BenchOptions, BenchProgress, BenchResult, Dataset, ENGINE, OutputDiff, Outputs, Preprocess, RuntimeError,
-    Session, Source, bench, compare, random_inputs,
+    BenchOptions, BenchProgress, BenchResult, Dataset, ENGINE, Engine, OutputDiff, Outputs, Preprocess,
+    RuntimeError, Session, Source, bench, compare, random_inputs,
 };
 use serde::Serialize;
 
@@ -69,7 +69,7 @@ pub(crate) fn measure(
     let seed = args.data.seed.unwrap_or(0);
     let mut measured = Measured { engine: ENGINE, ..Measured::default() };
     let preferred = BATCH;
-    let sessions: [Session; 2] = match args.run.load(&[&sources[0], &sources[1]], preferred) {
+    let sessions: [Session; 2] = match args.run.load(&[&sources[0], &sources[1]], preferred, Engine::Stock) {
         Ok(sessions) => match sessions.try_into() {
             Ok(pair) => pair,
             Err(_) => return Ok(measured),

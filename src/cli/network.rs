@@ -3,7 +3,7 @@
 use anyhow::{Context as _, anyhow};
 use basisopt_ir::{Graph, infer, parse};
 use basisopt_onnx::{Model, export_new, read_stream};
-use basisopt_runtime::{LoadOptions, RuntimeError, Session, Source};
+use basisopt_runtime::{Engine, LoadOptions, RuntimeError, Session, Source};
 use std::path::Path;
 
 /// How a network is run.
@@ -38,12 +38,18 @@ impl RunArgs {
     ///
     /// # Errors
     /// What [`Session::load`] says, about the batch that was asked for if there was one.
-    pub(crate) fn load(&self, sources: &[&Source], preferred: usize) -> Result<Vec<Session>, RuntimeError> {
+    pub(crate) fn load(
+        &self,
+        sources: &[&Source],
+        preferred: usize,
+        engine: Engine,
+    ) -> Result<Vec<Session>, RuntimeError> {
         let load = |batch: Option<usize>| -> Result<Vec<Session>, RuntimeError> {
             let options = LoadOptions {
                 batch,
                 dims: self.dims.clone(),
                 threads: self.threads(),
+                engine,
                 ..LoadOptions::default()
             };
             sources.iter().map(|source| Session::load(source, &options)).collect()

@@ -8,14 +8,20 @@
 mod conv;
 mod gather;
 mod micro;
+mod pair;
+mod panel;
 mod real;
 mod reference;
+mod simd;
 
 pub use conv::{Add, Contraction, Conv, ConvShape, Element, Epilogue};
+pub use pair::{Pair, PairEpilogue, PairShape};
 pub use real::Real;
 
 /// Images that are worked at side by side.
 pub const LANES: usize = 16;
 
+#[cfg(test)]
+mod pair_tests;
 #[cfg(test)]
 mod tests;

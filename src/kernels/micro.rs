@@ -12,6 +12,7 @@
 use crate::LANES;
 use crate::conv::{Add, Contraction, Conv, Epilogue};
 use crate::gather::Tap;
+use crate::simd::{blocks, load, many_registers, store};
 use pulp::{Arch, Simd, WithSimd};
 
 /// Bytes of activations that the weight gradient works on at a time: most of a first-level cache.
@@ -20,18 +21,6 @@ const TILE_BYTES: usize = 24 << 10;
 /// Vectors that hold one position of all images.
 const fn vectors<S: Simd>() -> usize {
     LANES / S::F32_LANES
-}
-
-/// Whether there are 32 vector registers rather than 16.
-const fn many_registers<S: Simd>() -> bool {
-    // AVX-512, and NEON, whose vectors are of four; also SSE and plain code, for which it matters little.
-    S::F32_LANES != 8
-}
-
-/// Cuts n into blocks of at most `most`, as even as can be.
-fn blocks(n: usize, most: usize) -> impl Iterator<Item = (usize, usize)> {
-    let count = n.div_ceil(most).max(1);
-    (0..count).map(move |i| (i * n / count, (i + 1) * n / count - i * n / count)).filter(|&(_, len)| len > 0)
 }
 
 pub(crate) fn gather(c: &Contraction<'_>, x: &[f32], w: &[f32], y: &mut [f32], epilogue: &Epilogue<'_, f32>) {
@@ -217,18 +206,6 @@ impl<const NV: usize, const NP: usize> WithSimd for Sized<'_, NV, NP> {
             }
         }
     }
-}
-
-#[inline(always)]
-unsafe fn load<S: Simd>(from: *const f32) -> S::f32s {
-    // SAFETY: the caller's; vectors may be read at any alignment.
-    unsafe { from.cast::<S::f32s>().read_unaligned() }
-}
-
-#[inline(always)]
-unsafe fn store<S: Simd>(to: *mut f32, v: S::f32s) {
-    // SAFETY: the caller's.
-    unsafe { to.cast::<S::f32s>().write_unaligned(v) }
 }
 
 pub(crate) fn weight_grad(conv: &Conv, dy: &[f32], x: &[f32], dw: &mut [f32]) {

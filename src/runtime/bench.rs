@@ -5,7 +5,7 @@
 //! steadier than the ratio of two medians.
 
 use crate::memory::PeakMeter;
-use crate::{ENGINE, LoadOptions, RuntimeError, Session, Source, random_inputs};
+use crate::{ENGINE, Engine, LoadOptions, RuntimeError, Session, Source, random_inputs};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -18,6 +18,9 @@ pub struct BenchOptions {
     pub dims: Vec<(String, usize)>,
     /// Threads for the matrix products.
     pub threads: usize,
+    /// How factorised layers run: every network is measured with each of these. One that has no factorised
+    /// layers is measured once.
+    pub engines: Vec<Engine>,
     /// Rounds to measure, at least. Each round runs every network once.
     pub runs: usize,
     /// Goes on with rounds until they have taken this long together, in seconds.
@@ -36,6 +39,7 @@ impl Default for BenchOptions {
             batch: None,
             dims: Vec::new(),
             threads: 1,
+            engines: vec![Engine::Fastest],
             runs: 20,
             min_seconds: 2.0,
             warmup: 3,
@@ -46,8 +50,9 @@ impl Default for BenchOptions {
 }
 
 impl BenchOptions {
-    fn load_options(&self) -> LoadOptions {
+    pub(crate) fn load_options(&self, engine: Engine) -> LoadOptions {
         LoadOptions {
+            engine,
             batch: self.batch,
             dims: self.dims.clone(),
             threads: self.threads,
@@ -63,6 +68,10 @@ pub struct BenchResult {
     pub file: String,
     /// The inference engine and its version.
     pub engine: String,
+    /// Pairs of convolutions that ran as one operator; 0 is stock tract.
+    pub n_fused: usize,
+    /// The kernels that tract multiplies matrices with.
+    pub kernels: Vec<String>,
     /// Threads for the matrix products.
     pub threads: usize,
     /// Images per run.
@@ -77,13 +86,17 @@ pub struct BenchResult {
     pub p10_ms: f64,
     /// A tenth of the runs were slower.
     pub p90_ms: f64,
+    /// One run in a hundred was slower.
+    pub p99_ms: f64,
+    /// The first run after loading, with cold caches and no buffers yet.
+    pub cold_ms: f64,
     /// Interquartile range: the width of the middle half of the runs.
     pub iqr_ms: f64,
     /// Time relative to the first network: the median over the rounds of this network's time by the
     /// first one's. 0.5 is twice as fast; 1 for the first itself.
     pub time_ratio: f64,
-    /// The quartiles of the same ratio; wide apart, the machine was too busy to tell.
-    pub time_ratio_quartiles: [f64; 2],
+    /// 95 % confidence interval of that median; wide, the machine was too busy to tell, or the rounds too few.
+    pub time_ratio_interval: [f64; 2],
     /// Images per second at the median time.
     pub images_per_second: f64,
     /// Time to load and optimise the network, once.
@@ -117,29 +130,47 @@ pub fn bench(
     options: &BenchOptions,
     progress: &mut dyn FnMut(BenchProgress<'_>) -> bool,
 ) -> Result<Vec<BenchResult>, RuntimeError> {
-    let load_options = options.load_options();
-    // Memory first, while nothing else is loaded.
-    let mut memory = vec![None; sources.len()];
+    // Which engine runs each network, before memory is measured.
+    let mut entries = Vec::new();
+    for source in sources {
+        let mut seen = Vec::new();
+        for &engine in &options.engines {
+            progress(BenchProgress::Loading(source.name()));
+            let (engine, n_fused) = match engine {
+                Engine::Stock => (engine, 0),
+                _ => Session::load(source, &options.load_options(engine))?.engine(),
+            };
+            if !seen.contains(&n_fused) {
+                seen.push(n_fused);
+                entries.push((source, options.load_options(engine)));
+            }
+        }
+    }
+    // Memory next, while nothing else is loaded.
+    let mut memory = vec![None; entries.len()];
     if options.memory {
-        if let Some(source) = sources.first() {
+        if let Some((source, load_options)) = entries.first() {
             // What the process sets up once (tables of operators and kernels, threads, code read from disk)
             // would all be counted against the network that happens to come first.
             progress(BenchProgress::Loading(source.name()));
-            memory_of(source, &load_options, options.seed)?;
+            memory_of(source, load_options, options.seed)?;
         }
-        for (source, memory) in sources.iter().zip(&mut memory) {
-            *memory = memory_of(source, &load_options, options.seed)?;
+        for ((source, load_options), memory) in entries.iter().zip(&mut memory) {
+            *memory = memory_of(source, load_options, options.seed)?;
         }
     }
 
     let mut networks = Vec::new();
-    for source in sources {
+    for (source, load_options) in entries {
         progress(BenchProgress::Loading(source.name()));
         let started = Instant::now();
-        let session = Session::load(source, &load_options)?;
+        let mut session = Session::load(source, &load_options)?;
         let load = started.elapsed();
         let inputs = session.prepare(&random_inputs(session.inputs(), options.seed))?;
-        networks.push((session, inputs, load, Vec::new()));
+        let started = Instant::now();
+        session.run_prepared(inputs.clone())?;
+        let cold = started.elapsed();
+        networks.push((session, inputs, [load, cold], Vec::new()));
     }
 
     for _ in 0..options.warmup {
@@ -168,7 +199,7 @@ pub fn bench(
 
     let first: Vec<f64> = networks.first().map(|(.., times)| times.clone()).unwrap_or_default();
     let mut results = Vec::new();
-    for ((session, _, load, times), memory) in networks.into_iter().zip(memory) {
+    for ((session, _, [load, cold], times), memory) in networks.into_iter().zip(memory) {
         let ratios = sorted(times.iter().zip(&first).map(|(t, f)| t / f).collect());
         let times = sorted(times);
         let median_ms = quantile(&times, 0.5);
@@ -176,6 +207,8 @@ pub fn bench(
         results.push(BenchResult {
             file: session.name().to_owned(),
             engine: ENGINE.to_owned(),
+            n_fused: session.engine().1,
+            kernels: session.kernels(),
             threads: session.threads(),
             batch,
             n_runs: times.len(),
@@ -183,9 +216,11 @@ pub fn bench(
             min_ms: times.first().copied().unwrap_or(0.0),
             p10_ms: quantile(&times, 0.1),
             p90_ms: quantile(&times, 0.9),
+            p99_ms: quantile(&times, 0.99),
+            cold_ms: cold.as_secs_f64() * 1e3,
             iqr_ms: quantile(&times, 0.75) - quantile(&times, 0.25),
             time_ratio: quantile(&ratios, 0.5),
-            time_ratio_quartiles: [quantile(&ratios, 0.25), quantile(&ratios, 0.75)],
+            time_ratio_interval: median_interval(&ratios),
             images_per_second: if median_ms > 0.0 { batch as f64 * 1e3 / median_ms } else { 0.0 },
             load_ms: load.as_secs_f64() * 1e3,
             peak_memory_bytes: memory.map(|m| m.peak_bytes),
@@ -216,7 +251,11 @@ pub struct MemoryUse {
 /// # Errors
 /// Any error of [`Session::load`] or of a run.
 pub fn measure_memory(source: &Source, options: &BenchOptions) -> Result<Option<MemoryUse>, RuntimeError> {
-    memory_of(source, &options.load_options(), options.seed)
+    memory_of(
+        source,
+        &options.load_options(options.engines.first().copied().unwrap_or_default()),
+        options.seed,
+    )
 }
 
 fn memory_of(source: &Source, options: &LoadOptions, seed: u64) -> Result<Option<MemoryUse>, RuntimeError> {
@@ -246,9 +285,29 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     low + (high - low) * at.fract()
 }
 
+/// The 95 % confidence interval of a median, from sorted values: between the order statistics n/2 ± 1.96·√n/2, by the
+/// normal approximation of the binomial count of values below the median. All values where they are fewer than six.
+fn median_interval(sorted: &[f64]) -> [f64; 2] {
+    let n = sorted.len() as f64;
+    let half = 1.96 * n.sqrt() / 2.0;
+    let low = (n / 2.0 - half).floor().max(0.0) as usize;
+    let high = ((n / 2.0 + half).ceil() as usize).min(sorted.len().saturating_sub(1));
+    [low, high].map(|i| sorted.get(i).copied().unwrap_or(0.0))
+}
+
 #[cfg(test)]
 mod tests {
-    use super::quantile;
+    use super::{median_interval, quantile};
+
+    #[test]
+    fn the_interval_of_a_median_is_that_of_the_tables() {
+        // Tables of the sign test: n = 100 has the 40th and the 61st value, counted from 1; the index of the lower is
+        // 40.2 rounded down, one further out, which the approximation costs.
+        let values: Vec<f64> = (0..100).map(f64::from).collect();
+        assert_eq!(median_interval(&values), [40.0, 60.0]);
+        assert_eq!(median_interval(&values[..5]), [0.0, 4.0]);
+        assert_eq!(median_interval(&[]), [0.0, 0.0]);
+    }
 
     #[test]
     fn quantiles_interpolate() {

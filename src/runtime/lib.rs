@@ -5,11 +5,13 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`source`], [`session`] | a model's bytes; the model loaded into tract with all sizes fixed |
+//! | [`fused`] | tract runs the two convolutions of a factorised layer as one operator |
 //! | [`random`] | seeded random inputs |
 //! | [`compare`](mod@compare) | how far apart two networks are |
 //! | [`data`] | image folders, CIFAR records, NumPy arrays; preprocessing and its settings file |
 //! | [`eval`] | accuracy, and agreement of two networks |
 //! | [`bench`](mod@bench) | latency, throughput, memory |
+//! | [`machine`] | what the numbers were measured on |
 
 pub mod bench;
 pub mod compare;
@@ -17,6 +19,8 @@ mod convert;
 pub mod data;
 mod error;
 pub mod eval;
+pub mod fused;
+pub mod machine;
 mod memory;
 mod outputs;
 pub mod random;
@@ -32,10 +36,12 @@ pub use data::{
 };
 pub use error::RuntimeError;
 pub use eval::{AgreementReport, EvalReport, agreement, evaluate};
+pub use fused::FuseBasisConv;
+pub use machine::Machine;
 pub use memory::total_memory;
 pub use outputs::Outputs;
 pub use random::random_inputs;
-pub use session::{InputInfo, LoadOptions, Program, Session};
+pub use session::{Engine, InputInfo, LoadOptions, Program, Session};
 pub use source::Source;
 
 /// The inference engine behind every number this crate reports, with its version.

@@ -1,14 +1,31 @@
 //! Loading a model into tract and running it.
 
 use crate::convert::{from_tract, guard, to_tract};
-use crate::{RuntimeError, Source, screen};
+use crate::{RuntimeError, Source, fused, random_inputs, screen};
 use basisopt_ir::{DType, Tensor};
 use prost::Message;
+use serde::Serialize;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tract_core::internal::{RunOptions, TValue, TVec, TypedSimplePlan, TypedSimpleState};
+use tract_core::ops::matmul::optimized::OptMatMul;
 use tract_linalg::multithread::Executor;
 use tract_onnx::pb;
 use tract_onnx::tract_hir::infer::InferenceModelExt;
+
+/// How tract runs factorised layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// As tract itself does it: two convolutions, one after the other.
+    #[default]
+    Stock,
+    /// Each pair of convolutions as one operator; see [`crate::fused`].
+    Fused,
+    /// The faster of the two for this network on this machine, found by running both for a moment. A network
+    /// without factorised layers runs as `Stock`.
+    Fastest,
+}
 
 /// How a model is loaded.
 #[derive(Clone, Debug)]
@@ -24,11 +41,13 @@ pub struct LoadOptions {
     /// Whether tract lowers the network to its fast operators. Without, results are the same up to
     /// rounding and runs are slower.
     pub optimize: bool,
+    /// How factorised layers run.
+    pub engine: Engine,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { batch: None, dims: Vec::new(), threads: 1, optimize: true }
+        Self { batch: None, dims: Vec::new(), threads: 1, optimize: true, engine: Engine::Stock }
     }
 }
 
@@ -61,6 +80,7 @@ pub struct Session {
     plan: Arc<TypedSimplePlan>,
     state: TypedSimpleState,
     threads: usize,
+    n_fused: usize,
 }
 
 impl std::fmt::Debug for Session {
@@ -70,6 +90,7 @@ impl std::fmt::Debug for Session {
             .field("inputs", &self.inputs)
             .field("outputs", &self.outputs)
             .field("threads", &self.threads)
+            .field("n_fused", &self.n_fused)
             .finish_non_exhaustive()
     }
 }
@@ -82,6 +103,41 @@ impl Session {
     /// tract does not run, [`RuntimeError::UnpinnedDim`] and [`RuntimeError::FixedBatch`] where a size
     /// is missing or contradicted, [`RuntimeError::Tract`] with tract's reason for everything else.
     pub fn load(source: &Source, options: &LoadOptions) -> Result<Self, RuntimeError> {
+        match options.engine {
+            Engine::Fastest => Self::load_fastest(source, options),
+            Engine::Stock => Self::load_as(source, options, false),
+            Engine::Fused => Self::load_as(source, options, true),
+        }
+    }
+
+    /// Both ways to run it, in turns, for a fifth of a second or three rounds, whichever is longer.
+    fn load_fastest(source: &Source, options: &LoadOptions) -> Result<Self, RuntimeError> {
+        const ROUNDS: usize = 3;
+        const TIME: Duration = Duration::from_millis(200);
+        let mut fused = Self::load_as(source, options, true)?;
+        if fused.n_fused == 0 {
+            return Ok(fused);
+        }
+        let mut stock = Self::load_as(source, options, false)?;
+        let inputs = stock.prepare(&random_inputs(stock.inputs(), 0))?;
+        let mut best = [f64::INFINITY; 2];
+        let started = Instant::now();
+        let mut round = 0;
+        // The first round makes buffers and is not counted.
+        while round <= ROUNDS || started.elapsed() < TIME {
+            for (session, best) in [&mut fused, &mut stock].into_iter().zip(&mut best) {
+                let started = Instant::now();
+                session.run_prepared(inputs.clone())?;
+                if round > 0 {
+                    *best = best.min(started.elapsed().as_secs_f64());
+                }
+            }
+            round += 1;
+        }
+        Ok(if best[0] <= best[1] { fused } else { stock })
+    }
+
+    fn load_as(source: &Source, options: &LoadOptions, fuse: bool) -> Result<Self, RuntimeError> {
         let name = source.name().to_owned();
         let mut proto = decode(source)?;
         let not_onnx =
@@ -118,7 +174,11 @@ impl Session {
 
         let executor = executor(&name, options.threads)?;
         let model = guard(&name, "type", || parsed.model.into_typed())?;
-        let model = guard(&name, "simplify", || model.into_decluttered())?;
+        let mut model = guard(&name, "simplify", || model.into_decluttered())?;
+        let n_fused = match fuse {
+            true => guard(&name, "fuse layers of", || fused::fuse(&mut model))?,
+            false => 0,
+        };
         let model = match options.optimize {
             true => guard(&name, "optimise", || model.into_optimized())?,
             false => model,
@@ -126,7 +186,7 @@ impl Session {
         let run_options = RunOptions { executor: Some(executor), ..RunOptions::default() };
         let plan = guard(&name, "plan", || TypedSimplePlan::new_with_options(model, &run_options))?;
         let state = guard(&name, "plan", || plan.spawn())?;
-        Ok(Self { name, inputs, outputs, plan, state, threads: options.threads.max(1) })
+        Ok(Self { name, inputs, outputs, plan, state, threads: options.threads.max(1), n_fused })
     }
 
     /// The name of the model, as its [`Source`] had it.
@@ -152,6 +212,21 @@ impl Session {
     /// Threads the matrix products run on.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// How factorised layers run, and how many run as one operator.
+    pub fn engine(&self) -> (Engine, usize) {
+        (if self.n_fused > 0 { Engine::Fused } else { Engine::Stock }, self.n_fused)
+    }
+
+    /// The kernels that tract chose for the matrix products of this network, by name, each once.
+    pub fn kernels(&self) -> Vec<String> {
+        let products = self.plan.model().nodes().iter().filter_map(|n| n.op_as::<OptMatMul>());
+        let mut names: Vec<String> =
+            products.flat_map(|p| p.mmm.iter().map(|kernel| kernel.name().to_owned())).collect();
+        names.sort();
+        names.dedup();
+        names
     }
 
     /// Runs the network once. The tensors must have the shapes and types of [`Session::inputs`].

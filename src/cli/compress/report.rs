@@ -217,7 +217,13 @@ fn findings(measured: &Measured, are_macs_unknown: bool, n_factored: usize, is_t
     }
     lines.extend(measured.notes.iter().cloned());
     if let Some([_, b]) = &measured.latency {
-        let [low, high] = b.time_ratio_quartiles;
+        if b.n_fused > 0 {
+            lines.push(format!(
+                "timed with {} pairs of factors run as one operator each (tract's transform fuse-basis-conv); bench --engine stock has the time without",
+                b.n_fused
+            ));
+        }
+        let [low, high] = b.time_ratio_interval;
         if low > 1.0 {
             lines.push(format!(
                 "the result is SLOWER on this machine, {:.2} times the original's time: two small convolutions cost more than one here",

@@ -1,0 +1,160 @@
+//! The fused operator inside tract: which pairs become one, and that results stay the same.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of the test functions")]
+
+use basisopt::ir::parse;
+use basisopt::runtime::{Engine, LoadOptions, Session, Source, random_inputs};
+use basisopt::{Manager, NoObserver, Pipeline, Registry, onnx};
+
+/// Loads a network, stock (and not optimised by tract, so that the reference is plain) and fused, runs both and says
+/// how many pairs were fused.
+fn n_fused(text: &str, threads: usize) -> usize {
+    let bytes = onnx::export_new(&parse::parse(text).unwrap()).unwrap();
+    compare(&Source::from_bytes("test", bytes, None), threads)
+}
+
+fn compare(source: &Source, threads: usize) -> usize {
+    let load = |engine, optimize| {
+        let options = LoadOptions { engine, optimize, threads, ..LoadOptions::default() };
+        Session::load(source, &options).unwrap()
+    };
+    let (mut stock, mut fused) = (load(Engine::Stock, false), load(Engine::Fused, true));
+    let inputs = random_inputs(stock.inputs(), 3);
+    let (expected, found) = (stock.run(&inputs).unwrap(), fused.run(&inputs).unwrap());
+    for (expected, found) in expected.iter().zip(&found) {
+        assert_eq!(expected.shape(), found.shape());
+        let (expected, found) = (expected.to_f64s().unwrap(), found.to_f64s().unwrap());
+        let scale = expected.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        assert!(scale > 0.0, "an output of zeros says nothing");
+        for (e, f) in expected.iter().zip(&found) {
+            assert!((e - f).abs() <= 1e-5 * scale, "{f} for {e}, of a scale of {scale}");
+        }
+    }
+    let (engine, n) = fused.engine();
+    assert_eq!(engine == Engine::Fused, n > 0);
+    assert_eq!(stock.engine(), (Engine::Stock, 0));
+    n
+}
+
+/// A network of one pair with this between its convolutions and behind them.
+fn pair(first: &str, between: &str, second: &str, behind: &str, result: &str) -> String {
+    format!(
+        "graph @pair(%x: f32[N,6,9,11]) -> ({result}) {{
+  %w = f32[4,6,3,3] randn(seed=1)
+  %b = f32[4] randn(seed=2)
+  %v = f32[8,4,1,1] randn(seed=3)
+  %d = f32[8] randn(seed=4)
+  %low = f32[] uniform(-0.5, -0.5, seed=5)
+  %high = f32[] uniform(2, 2, seed=6)
+  %slope = f32[1,8,1,1] randn(seed=7)
+  {first}
+  {between}
+  {second}
+  {behind}
+}}"
+    )
+}
+
+const FIRST: &str = "%c = Conv<pads=[1,1,1,1]>(%x, %w, %b)";
+const SECOND: &str = "%y = Conv(%c, %v, %d)";
+
+#[test]
+fn a_plain_pair_is_one_operator() {
+    for threads in [1, 3] {
+        assert_eq!(n_fused(&pair(FIRST, "", SECOND, "", "%y"), threads), 1);
+    }
+}
+
+#[test]
+fn strides_dilations_and_uneven_padding_are_fused() {
+    for attributes in [
+        "strides=[2,2], pads=[1,1,1,1]",
+        "strides=[2,3], pads=[0,2,1,0]",
+        "dilations=[2,3], pads=[2,3,2,3]",
+        "strides=[3,2], dilations=[2,1]",
+        "auto_pad=\"SAME_UPPER\", strides=[2,2]",
+    ] {
+        let first = format!("%c = Conv<{attributes}>(%x, %w, %b)");
+        assert_eq!(n_fused(&pair(&first, "", SECOND, "", "%y"), 1), 1, "{attributes}");
+    }
+}
+
+#[test]
+fn a_clamp_and_a_residual_are_taken_in() {
+    for behind in [
+        "%z = Relu(%y)",
+        "%z = Clip(%y, %low, %high)",
+        "%z = Add(%y, %y2)\n  %y2 = Relu(%x8)\n  %x8 = Conv<pads=[1,1,1,1]>(%x, %w8)\n  %w8 = f32[8,6,3,3] randn(seed=8)",
+        "%s = Add(%y, %slope)\n  %z = Relu(%s)",
+        "%z = Mul(%y, %slope)",
+        "%z = Add(%y, %y)",
+    ] {
+        // Definitions come before uses in the text format.
+        let lines: Vec<&str> = behind.split("\n  ").collect();
+        let behind = if lines.len() == 4 {
+            lines.into_iter().rev().collect::<Vec<_>>().join("\n  ")
+        } else {
+            behind.to_owned()
+        };
+        assert_eq!(n_fused(&pair(FIRST, "", SECOND, &behind, "%z"), 1), 1, "{behind}");
+    }
+}
+
+#[test]
+fn large_pairs_run_on_several_threads() {
+    let text = "graph @large(%x: f32[1,32,40,40]) -> (%y) {
+  %w = f32[24,32,3,3] randn(seed=1)
+  %v = f32[64,24,1,1] randn(seed=3)
+  %c = Conv<pads=[1,1,1,1]>(%x, %w)
+  %y = Conv(%c, %v)
+}";
+    assert_eq!(n_fused(text, 3), 1);
+}
+
+#[test]
+fn what_is_no_pair_stays_two() {
+    // Something between the two; something else that reads what is between; a second kernel that is
+    // not 1×1; groups.
+    let relu = ("%r = Relu(%c)", "%y = Conv(%r, %v, %d)");
+    assert_eq!(n_fused(&pair(FIRST, relu.0, relu.1, "", "%y"), 1), 0);
+    assert_eq!(n_fused(&pair(FIRST, "", SECOND, "%z = Relu(%c)", "%y, %z"), 1), 0);
+    assert_eq!(n_fused(&pair(FIRST, "", SECOND, "", "%y, %c"), 1), 0);
+    let wide = pair(FIRST, "", "%y = Conv(%c, %k, %d)", "", "%y")
+        .replace("%v =", "%k = f32[8,4,3,3] randn(seed=9)\n  %v =");
+    assert_eq!(n_fused(&wide, 1), 0);
+    let grouped = "graph @grouped(%x: f32[1,6,9,11]) -> (%y) {
+  %w = f32[4,3,3,3] randn(seed=1)
+  %v = f32[8,4,1,1] randn(seed=3)
+  %c = Conv<group=2>(%x, %w)
+  %y = Conv(%c, %v)
+}";
+    assert_eq!(n_fused(grouped, 1), 0);
+}
+
+#[test]
+fn one_dimension_will_do() {
+    let text = "graph @line(%x: f32[2,6,50]) -> (%y) {
+  %w = f32[4,6,5] randn(seed=1)
+  %v = f32[8,4,1] randn(seed=3)
+  %c = Conv<pads=[2,2], strides=[2]>(%x, %w)
+  %y = Conv(%c, %v)
+}";
+    assert_eq!(n_fused(text, 1), 1);
+}
+
+#[test]
+fn a_factorised_network_gives_the_same_outputs() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/glyphnet.onnx");
+    let mut model = onnx::Model::read(path).unwrap();
+    let pipeline = Pipeline::parse("@fold,factorize-conv:energy=0.9", &Registry::builtin()).unwrap();
+    let report = Manager::default().run(&mut model.graph, &pipeline, &mut NoObserver).unwrap();
+    // Seven of glyphnet's layers are ungrouped, one of them with a 1×1 kernel; the eighth has four groups.
+    assert_eq!(report.remarks().filter(|r| r.pass == "factorize-conv" && r.code == "factored").count(), 8);
+    let source = Source::from_bytes("small", model.to_bytes().unwrap().concat(), None);
+    assert_eq!(compare(&source, 1), 7);
+}
+
+#[test]
+fn tract_finds_the_transform_by_its_name() {
+    assert!(basisopt::runtime::fused::is_registered());
+}
