@@ -25,11 +25,16 @@
 //! are measured again at the ranks chosen; a layer that causes far more of the loss than of the saving is
 //! left whole (`gate`).
 //!
+//! A budget of latency puts measured time in place of multiply-adds. Each layer is run by itself on this machine, whole and
+//! at up to ten ranks; only ranks that no larger one equals in time are offered, and a layer that is not faster
+//! factored stays whole. The network with the ranks so found is then measured, and the plan mended by what it was off.
+//!
 //! ## Pipeline
 //!
 //! After `@fold`; right before `factorize-conv` and `factorize-linear`.
 
 mod lagrange;
+mod latency;
 mod probe;
 mod search;
 mod survey;
@@ -53,9 +58,9 @@ pub static INFO: PassInfo = PassInfo {
     options: &[
         OptionSpec {
             name: "target",
-            kind: OptionKind::Target(&["macs", "params", "bytes", "energy", "drop"]),
+            kind: OptionKind::Target(&["macs", "params", "bytes", "latency", "energy", "drop"]),
             default: "macs:0.5",
-            help: "macs, params or bytes to keep, as a share (0.36) or a number (45M); energy: share of the output's variance that every layer keeps; drop: points of accuracy that may be lost",
+            help: "macs, params or bytes to keep, as a share (0.36) or a number (45M); latency: of the time per image on this machine, as a share (0.5) or in milliseconds (12ms); energy: share of the output's variance that every layer keeps; drop: points of accuracy that may be lost",
         },
         OptionSpec {
             name: "ranks",
@@ -165,7 +170,10 @@ impl Pass for AllocateRanks {
         let (survey, ranks) = match self.is_greedy {
             true => search::greedy(graph, cx, &sets, &selection, self.target, self.limits)?,
             false => {
-                let survey = Survey::of(graph, cx, &sets)?;
+                let mut survey = Survey::of(graph, cx, &sets)?;
+                if self.target.quantity() == Some(Quantity::Latency) {
+                    survey.time(graph, cx, &sets, self.limits)?;
+                }
                 search::lagrange(graph, cx, survey, &sets, &selection, self)?
             }
         };

@@ -104,6 +104,12 @@ pub fn of_pinned(graph: &Graph, dims: &[(String, usize)]) -> Cost {
 
 /// As [`of_pinned`], the inputs having these shapes in order, but for the batch.
 pub fn of_shaped(graph: &Graph, shapes: &[Vec<usize>]) -> Cost {
+    of(&shaped(graph, shapes))
+}
+
+/// A copy of the graph, its nodes with the same ids, whose inputs have these shapes in order and types follow; an open
+/// batch is 1.
+pub(crate) fn shaped(graph: &Graph, shapes: &[Vec<usize>]) -> Graph {
     let mut graph = graph.clone();
     for (node, shape) in graph.inputs().to_vec().into_iter().zip(shapes) {
         let value = basisopt_ir::ValueId::of(node);
@@ -117,7 +123,7 @@ pub fn of_shaped(graph: &Graph, shapes: &[Vec<usize>]) -> Cost {
     }
     // The verifier reports contradictions; here they only leave some costs unknown.
     let _ = infer::infer(&mut graph);
-    of(&graph)
+    graph
 }
 
 /// The cost of one convolution or linear layer; `None` for other nodes.

@@ -1,5 +1,6 @@
 //! From a target to ranks: at once for a budget, by trying for a loss of accuracy.
 
+use super::latency;
 use super::probe;
 use super::survey::{Limits, Quantity, Sensitivity, Survey, Surveyed};
 use super::target::{Target, unknown};
@@ -13,7 +14,7 @@ use basisopt_ir::Graph;
 /// Trials that a target of accuracy may take: the budget is found to a hundredth.
 const TRIALS: usize = 7;
 
-type Ranks = Vec<Option<usize>>;
+pub(super) type Ranks = Vec<Option<usize>>;
 
 /// Ranks by the Lagrangian.
 pub(super) fn lagrange(
@@ -26,6 +27,18 @@ pub(super) fn lagrange(
 ) -> Result<(Survey, Ranks), PassError> {
     let ranks = match pass.target.relative(&survey)? {
         Target::Energy(energy) => survey.ranks_by_energy(energy, pass.limits),
+        Target::Share(Quantity::Latency, share) => {
+            let limits = pass.limits;
+            let plan = |s: &Survey, share| s.ranks(Quantity::Latency, share, limits);
+            let ranks = latency::meet(graph, cx, &survey, selection, share, &plan)?;
+            match pass.gate && survey.has_data {
+                true => {
+                    let planned = survey.share(Quantity::Latency, &ranks).unwrap_or(share);
+                    gated(graph, cx, &mut survey, sets, (Quantity::Latency, planned, limits), ranks)?
+                }
+                false => ranks,
+            }
+        }
         Target::Share(quantity, share) => {
             let ranks = within(&survey, quantity, share, pass.limits)?;
             match pass.gate && survey.has_data {
@@ -159,7 +172,11 @@ fn judge(cx: &mut PassContext<'_>, graph: &Graph) -> Result<f64, PassError> {
 }
 
 /// Factors a copy as the passes would, without their remarks.
-fn factor(graph: &mut Graph, cx: &mut PassContext<'_>, selection: &Selection) -> Result<(), PassError> {
+pub(super) fn factor(
+    graph: &mut Graph,
+    cx: &mut PassContext<'_>,
+    selection: &Selection,
+) -> Result<(), PassError> {
     let n_remarks = cx.n_remarks();
     let budget = std::mem::replace(&mut cx.budget, usize::MAX);
     let result = factorize_conv::factorize(graph, cx, selection)

@@ -2,6 +2,7 @@
 //! by it.
 
 use super::lagrange::{self, Choice};
+use super::latency::Times;
 use super::probe::{self, Measured};
 use crate::calibrate::observe::observe;
 use crate::cost::{self, Cost};
@@ -21,6 +22,8 @@ pub enum Quantity {
     Params,
     /// Bytes of parameters.
     Bytes,
+    /// Milliseconds per image on the device at hand.
+    Latency,
 }
 
 /// A layer, or several that share a weight, as the allocation sees it.
@@ -44,6 +47,8 @@ pub struct Surveyed {
     pub spectrum: Vec<f64>,
     /// What the network's output loses for the energy that the layer loses.
     pub sensitivity: Sensitivity,
+    /// What it takes, where that was measured.
+    pub(crate) times: Option<Times>,
     /// Bytes of one parameter.
     element: usize,
 }
@@ -74,6 +79,8 @@ pub struct Survey {
     pub cost: Cost,
     /// Whether spectra are of outputs, and losses measured at the network's output.
     pub has_data: bool,
+    /// Milliseconds per image of the whole network, where that was measured.
+    pub milliseconds: Option<f64>,
     /// The principal components of the outputs, where there are data.
     pub(crate) measured: Vec<Option<Measured>>,
 }
@@ -114,22 +121,41 @@ impl Surveyed {
             Quantity::Macs => self.macs.map(|m| m as f64),
             Quantity::Params => Some(params),
             Quantity::Bytes => Some(params * self.element as f64),
+            Quantity::Latency => self.times.as_ref().map(|t| t.whole),
+        }
+    }
+
+    /// What it costs with a rank.
+    fn cost_at(&self, quantity: Quantity, rank: usize) -> Option<f64> {
+        match quantity {
+            Quantity::Latency => self.times.as_ref().map(|t| t.at(rank)),
+            _ => self.cost(quantity).map(|whole| whole * self.share(rank)),
         }
     }
 
     /// What a rank saves of a quantity; 0 if that is not known.
     pub(crate) fn saving(&self, quantity: Quantity, rank: usize) -> f64 {
-        self.cost(quantity).unwrap_or(0.0) * (1.0 - self.share(rank))
+        self.cost(quantity).zip(self.cost_at(quantity, rank)).map_or(0.0, |(whole, at)| whole - at)
+    }
+
+    /// The ranks that multiply-adds make worth it.
+    pub(crate) fn ranks(&self, limits: Limits) -> impl Iterator<Item = usize> + '_ {
+        let full = self.full_rank();
+        (1..=full).filter(move |&r| round_up(r, limits.multiple, full) == r && self.share(r) < 1.0)
     }
 
     /// Every rank that is worth its cost, and staying whole.
     fn choices(&self, quantity: Quantity, limits: Limits) -> Vec<Choice> {
         let whole = self.cost(quantity).unwrap_or(0.0);
-        let full = self.full_rank();
-        let mut choices: Vec<Choice> = (1..=full)
-            .filter(|&r| round_up(r, limits.multiple, full) == r && self.share(r) < 1.0)
-            .map(|r| Choice { rank: Some(r), cost: whole * self.share(r), loss: self.loss(r) })
-            .collect();
+        let choice = |r| {
+            let cost = self.cost_at(quantity, r).unwrap_or(whole);
+            Choice { rank: Some(r), cost, loss: self.loss(r) }
+        };
+        let mut choices: Vec<Choice> = match (&self.times, quantity) {
+            // Only what was measured and is on the lower envelope.
+            (Some(times), Quantity::Latency) => times.ranks.iter().map(|&(r, _)| choice(r)).collect(),
+            _ => self.ranks(limits).map(choice).collect(),
+        };
         choices.push(Choice { rank: None, cost: whole, loss: 0.0 });
         choices
     }
@@ -154,6 +180,7 @@ impl Survey {
                 macs: set.layers.iter().map(macs).sum(),
                 spectrum: vec![],
                 sensitivity: Sensitivity::default(),
+                times: None,
                 element: layer.dtype.n_bytes(1).unwrap_or(4),
             }
         };
@@ -172,7 +199,7 @@ impl Survey {
                 }
                 measured.push(found);
             }
-            let survey = Self { layers, cost, has_data, measured };
+            let survey = Self { layers, cost, has_data, milliseconds: None, measured };
             let ranks = survey.probe_ranks();
             let losses = probe::losses(graph, cx, sets, &survey.measured, &ranks)?;
             return Ok(survey.with_losses(&ranks, &losses));
@@ -180,7 +207,7 @@ impl Survey {
         for (set, layer) in sets.iter().zip(&mut layers) {
             layer.spectrum = by_weight(graph, &set.layers[0])?;
         }
-        Ok(Self { layers, cost, has_data, measured: vec![] })
+        Ok(Self { layers, cost, has_data, milliseconds: None, measured: vec![] })
     }
 
     /// Two ranks for each layer at which losses are worth measuring: what shares of energy alone would give
@@ -220,6 +247,7 @@ impl Survey {
             Quantity::Macs => self.cost.macs.map(|m| m as f64),
             Quantity::Params => Some(self.cost.params as f64),
             Quantity::Bytes => Some(self.cost.param_bytes as f64),
+            Quantity::Latency => self.milliseconds,
         }
     }
 
@@ -230,9 +258,12 @@ impl Survey {
             .layers
             .iter()
             .zip(ranks)
-            .map(|(l, rank)| Some(l.cost(quantity)? * rank.map_or(0.0, |r| 1.0 - l.share(r))))
+            .map(|(l, rank)| {
+                l.cost(quantity)?;
+                Some(rank.map_or(0.0, |r| l.saving(quantity, r)))
+            })
             .sum();
-        Some(1.0 - saved? / total.max(1.0))
+        Some(1.0 - saved? / total.max(f64::MIN_POSITIVE))
     }
 
     /// Ranks with which the network costs at most this share of what it does; `None` for layers that stay
@@ -283,7 +314,7 @@ impl Survey {
 }
 
 /// The shapes of the inputs: of the data, or as the executor would make them.
-fn shapes(graph: &Graph, cx: &mut PassContext<'_>) -> Result<Vec<Vec<usize>>, PassError> {
+pub(super) fn shapes(graph: &Graph, cx: &mut PassContext<'_>) -> Result<Vec<Vec<usize>>, PassError> {
     let of = |inputs: Vec<basisopt_ir::Tensor>| inputs.iter().map(|t| t.shape().to_vec()).collect();
     if let Some(calibration) = cx.calibration {
         return match calibration.samples.batches(0).next() {

@@ -20,8 +20,8 @@ pub enum Target {
 
 impl Quantity {
     /// All of them by name.
-    pub const ALL: [(&'static str, Self); 3] =
-        [("macs", Self::Macs), ("params", Self::Params), ("bytes", Self::Bytes)];
+    pub const ALL: [(&'static str, Self); 4] =
+        [("macs", Self::Macs), ("params", Self::Params), ("bytes", Self::Bytes), ("latency", Self::Latency)];
 
     /// The name in words.
     pub fn name(self) -> &'static str {
@@ -29,6 +29,7 @@ impl Quantity {
             Self::Macs => "multiply-adds",
             Self::Params => "parameters",
             Self::Bytes => "bytes of parameters",
+            Self::Latency => "time per image",
         }
     }
 }
@@ -45,11 +46,14 @@ impl Target {
             found: text.to_owned(),
             expected: expected.to_owned(),
         };
-        let known =
-            "macs:SHARE, params:SHARE, bytes:SHARE (or a number such as 45M), energy:SHARE or drop:POINTS";
+        let known = "macs:SHARE, params:SHARE, bytes:SHARE (or a number such as 45M), latency:SHARE (or 12ms), energy:SHARE or drop:POINTS";
         let (what, amount) = text.split_once([':', '=']).ok_or_else(|| error(known))?;
         let number = |text: &str| text.parse::<f64>().ok().filter(|v| v.is_finite() && *v >= 0.0);
         if let Some((_, quantity)) = Quantity::ALL.iter().find(|(name, _)| *name == what) {
+            if let Some(digits) = amount.strip_suffix("ms") {
+                let time = number(digits).filter(|v| *v > 0.0 && *quantity == Quantity::Latency);
+                return time.map(|ms| Self::Amount(*quantity, ms)).ok_or_else(|| error(known));
+            }
             let unit = |c: char| match c {
                 'k' | 'K' => Some(1e3),
                 'M' => Some(1e6),
@@ -67,7 +71,9 @@ impl Target {
             }
             return match value <= 1.0 && factor == 1.0 {
                 true => Ok(Self::Share(*quantity, value)),
-                false if value * factor >= 2.0 && !amount.ends_with('%') => {
+                false
+                    if value * factor >= 2.0 && !amount.ends_with('%') && *quantity != Quantity::Latency =>
+                {
                     Ok(Self::Amount(*quantity, value * factor))
                 }
                 false => Err(error(expected)),
@@ -99,7 +105,7 @@ impl Target {
         match self {
             Self::Amount(quantity, amount) => {
                 let total = survey.total(quantity).ok_or_else(|| unknown(quantity))?;
-                Ok(Self::Share(quantity, amount / total.max(1.0)))
+                Ok(Self::Share(quantity, amount / total.max(f64::MIN_POSITIVE)))
             }
             other => Ok(other),
         }
@@ -127,10 +133,22 @@ mod tests {
         assert_eq!(parse("params:1.5M"), Target::Amount(Quantity::Params, 1.5e6));
         assert_eq!(parse("params:20000"), Target::Amount(Quantity::Params, 2e4));
         assert_eq!(parse("drop:1.0"), Target::Drop(1.0));
+        assert_eq!(parse("latency:0.6"), Target::Share(Quantity::Latency, 0.6));
+        assert_eq!(parse("latency=12.5ms"), Target::Amount(Quantity::Latency, 12.5));
         assert_eq!(parse("energy:0.9"), Target::Energy(0.9));
-        for wrong in
-            ["macs:1.5", "macs:-1", "macs:", "mac:0.5", "energy:2", "drop:101", "macs:nan", "macs:120%"]
-        {
+        for wrong in [
+            "macs:1.5",
+            "macs:12ms",
+            "latency:3",
+            "latency:0ms",
+            "macs:-1",
+            "macs:",
+            "mac:0.5",
+            "energy:2",
+            "drop:101",
+            "macs:nan",
+            "macs:120%",
+        ] {
             assert!(Target::parse(wrong).is_err(), "{wrong}");
         }
     }

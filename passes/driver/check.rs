@@ -22,6 +22,16 @@ pub trait Executor {
     /// # Errors
     /// [`ExecutorError`] where the graph cannot be run.
     fn load(&mut self, graph: &Graph) -> Result<Box<dyn Program>, ExecutorError>;
+
+    /// Seconds that one image takes in each of these graphs on the device that the executor runs on, measured side by
+    /// side, so that ratios are worth more than each number. What budgets of latency go by.
+    ///
+    /// # Errors
+    /// [`ExecutorError`] where a graph cannot be run; where the executor does not measure, as by default.
+    fn seconds(&mut self, graphs: &[&Graph]) -> Result<Vec<f64>, ExecutorError> {
+        let _ = graphs;
+        Err(ExecutorError("nothing here measures time".to_owned()))
+    }
 }
 
 /// A graph made ready to run, on any number of threads at once.

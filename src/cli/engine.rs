@@ -13,6 +13,16 @@ pub(crate) enum EngineArg {
     Fastest,
 }
 
+impl EngineArg {
+    /// The engine that versions of a network are timed with: the faster one is nearly always the fused one.
+    pub(crate) fn for_timing(self) -> Engine {
+        match self {
+            Self::Stock => Engine::Stock,
+            Self::Fused | Self::Fastest => Engine::Fused,
+        }
+    }
+}
+
 impl From<EngineArg> for Engine {
     fn from(arg: EngineArg) -> Self {
         match arg {

@@ -4,9 +4,14 @@ use basisopt_ir::{Graph, Tensor};
 use basisopt_onnx::Source;
 use basisopt_passes::{Executor, ExecutorError};
 use basisopt_runtime::{
-    Dataset, InputInfo, LoadOptions, Preprocess, Program, RuntimeError, Session, random_inputs,
+    BenchOptions, Dataset, Engine, InputInfo, LoadOptions, Preprocess, Program, RuntimeError, Session, bench,
+    random_inputs,
 };
 use bytes::Bytes;
+
+/// Rounds in which versions of a network are timed, and seconds for each of them, at least.
+const ROUNDS: usize = 7;
+const SECONDS: f64 = 0.03;
 
 /// Images that are checked at once, if the network has no batch size of its own.
 const BATCH: usize = 8;
@@ -25,12 +30,14 @@ pub struct TractExecutor {
     /// The network that was last loaded to see what inputs it takes. It is nearly always the next
     /// one to run.
     loaded: Option<(Bytes, Session)>,
+    /// How networks run that are timed.
+    timing: (Engine, usize),
 }
 
 impl TractExecutor {
     /// An executor for the graphs of this file. It makes seeded random inputs.
     pub fn new(source: Source) -> Self {
-        Self { source, batch: None, dims: Vec::new(), data: None, loaded: None }
+        Self { source, batch: None, dims: Vec::new(), data: None, loaded: None, timing: (Engine::Fused, 1) }
     }
 
     /// Sizes for unknown dimensions of the inputs, as in [`LoadOptions::dims`]. An open batch is 1 if
@@ -46,6 +53,13 @@ impl TractExecutor {
     pub fn with_data(mut self, dataset: Dataset, preprocess: Preprocess) -> Self {
         self.batch = Some(BATCH.min(dataset.len()));
         self.data = Some((dataset, preprocess));
+        self
+    }
+
+    /// The engine and the number of threads that [`Executor::seconds`] times networks with; by default fused, and one.
+    #[must_use]
+    pub fn with_timing(mut self, engine: Engine, threads: usize) -> Self {
+        self.timing = (engine, threads);
         self
     }
 
@@ -154,6 +168,28 @@ impl Executor for TractExecutor {
         let program = session.into_program().map_err(|e| words(&self.source, &e))?;
         let program = TractProgram { program, file: self.source.file().to_owned() };
         Ok(Box::new(program))
+    }
+
+    fn seconds(&mut self, graphs: &[&Graph]) -> Result<Vec<f64>, ExecutorError> {
+        let mut sources = Vec::new();
+        for (i, graph) in graphs.iter().enumerate() {
+            let (bytes, dir) = self.source.to_executable(graph).map_err(|e| words(&self.source, &e))?;
+            sources.push(basisopt_runtime::Source::from_bytes(format!("version {i}"), bytes, dir));
+        }
+        let options = BenchOptions {
+            dims: self.dims.clone(),
+            threads: self.timing.1,
+            engines: vec![self.timing.0],
+            runs: ROUNDS,
+            min_seconds: SECONDS * graphs.len() as f64,
+            warmup: 1,
+            memory: false,
+            ..BenchOptions::default()
+        };
+        let results = bench(&sources, &options, &mut |_| true).map_err(|e| words(&self.source, &e))?;
+        // Each round's ratio to the first is steadier than any time by itself.
+        let first = results.first().map_or(0.0, |r| r.median_ms / r.batch as f64);
+        Ok(results.iter().map(|r| r.time_ratio * first * 1e-3).collect())
     }
 }
 

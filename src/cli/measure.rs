@@ -161,6 +161,7 @@ fn latency(
         batch: args.run.batch(),
         dims: args.run.dims.clone(),
         threads: args.run.threads(),
+        engines: vec![args.engine.into()],
         runs: ROUNDS,
         min_seconds: SECONDS,
         seed,

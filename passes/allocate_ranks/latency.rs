@@ -1,0 +1,257 @@
+//! What layers take on the device at hand: whole, and factored at some ranks.
+//!
+//! Every layer is run by itself, once for each shape that occurs in the network, beside its own factors. Times are steps
+//! in the rank, because kernels work in tiles; of the ranks that were measured only the *lower envelope* is offered,
+//! those that no larger rank equals in time, and only where they are faster than the whole layer. A layer without any
+//! stays whole.
+
+use super::search::{Ranks, factor};
+use super::survey::{Limits, Quantity, Survey, Surveyed, shapes};
+use crate::cost;
+use crate::driver::pass::{PassContext, PassError};
+use crate::layer::Layer;
+use crate::plan::{Selection, Set};
+use basisopt_ir::{Graph, ValueId};
+use std::collections::BTreeMap;
+
+/// Ranks that are measured for a layer, at most.
+const N_RANKS: usize = 10;
+/// Ranks worth measuring are multiples of this where there are many: the fused operator's panels have so many rows, and
+/// tract's kernels are no finer.
+const STEP: usize = 6;
+/// A layer must be faster than this share of itself to be factored: less is the noise of the measurement.
+const WORTH: f64 = 0.97;
+/// Networks that are measured whole to meet a target.
+const TRIALS: usize = 4;
+/// A target is met within this share of it.
+const CLOSE: f64 = 0.05;
+
+/// What a layer takes, in milliseconds per image.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Times {
+    /// Whole.
+    pub whole: f64,
+    /// Factored, by ascending rank; the lower envelope of what was measured.
+    pub ranks: Vec<(usize, f64)>,
+}
+
+impl Times {
+    /// The lower envelope of measurements by ascending rank.
+    fn new(whole: f64, measured: &[(usize, f64)]) -> Self {
+        let mut ranks: Vec<(usize, f64)> = Vec::new();
+        // From above: what is not faster than a larger rank has nothing to offer.
+        for &(rank, time) in measured.iter().rev() {
+            let bound = ranks.last().map_or(WORTH * whole, |&(_, t)| t);
+            if time < bound {
+                ranks.push((rank, time));
+            }
+        }
+        ranks.reverse();
+        Self { whole, ranks }
+    }
+
+    /// The time of a rank: linear between those measured, the whole layer's above all of them.
+    pub fn at(&self, rank: usize) -> f64 {
+        let above = self.ranks.iter().position(|&(r, _)| r >= rank);
+        match above {
+            Some(0) => self.ranks[0].1,
+            Some(i) => {
+                let ((r0, t0), (r1, t1)) = (self.ranks[i - 1], self.ranks[i]);
+                t0 + (t1 - t0) * (rank - r0) as f64 / (r1 - r0) as f64
+            }
+            None => self.whole,
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.whole += other.whole;
+        for (rank, time) in &mut self.ranks {
+            *time += other.at(*rank);
+        }
+    }
+}
+
+impl Survey {
+    /// Measures every layer and the network.
+    pub(super) fn time(
+        &mut self,
+        graph: &Graph,
+        cx: &mut PassContext<'_>,
+        sets: &[Set],
+        limits: Limits,
+    ) -> Result<(), PassError> {
+        let pinned = cost::shaped(graph, &shapes(graph, cx)?);
+        let mut known: BTreeMap<String, Times> = BTreeMap::new();
+        for (i, (set, surveyed)) in sets.iter().zip(&mut self.layers).enumerate() {
+            cx.host.progress(i, sets.len(), &format!("timing {}", surveyed.labels[0]));
+            if cx.host.interrupted() {
+                return Err(PassError::Interrupted);
+            }
+            for layer in &set.layers {
+                let key = key(&pinned, layer);
+                let times = match known.get(&key) {
+                    Some(times) => times.clone(),
+                    None => of_layer(&pinned, cx, layer, surveyed, limits)?,
+                };
+                known.insert(key, times.clone());
+                match &mut surveyed.times {
+                    Some(all) => all.add(&times),
+                    None => surveyed.times = Some(times),
+                }
+            }
+            if surveyed.times.as_ref().is_some_and(|t| t.ranks.is_empty()) {
+                cx.note(
+                    &surveyed.labels[0],
+                    "not-faster",
+                    "left whole: no rank runs faster here than the layer itself",
+                );
+            }
+        }
+        self.milliseconds = Some(seconds(cx, &[graph])?[0] * 1e3);
+        Ok(())
+    }
+}
+
+/// What two layers must share to take the same time.
+fn key(graph: &Graph, layer: &Layer) -> String {
+    let node = graph.node(layer.node);
+    let types: Vec<_> = graph.node_inputs(layer.node).iter().flatten().map(|&v| &graph.value(v).ty).collect();
+    format!("{:?} {types:?}", node.op)
+}
+
+fn of_layer(
+    graph: &Graph,
+    cx: &mut PassContext<'_>,
+    layer: &Layer,
+    surveyed: &Surveyed,
+    limits: Limits,
+) -> Result<Times, PassError> {
+    let whole = graph.extract(&[layer.node], &[ValueId::of(layer.node)]).graph;
+    let ranks = ladder(&surveyed.ranks(limits).collect::<Vec<_>>());
+    let mut networks = vec![whole];
+    for &rank in &ranks {
+        let mut part = networks[0].clone();
+        super::note_rank(&mut part, std::slice::from_ref(&layer.label), Some(rank));
+        factor_by_weight(&mut part, cx, &Selection::allocated())?;
+        networks.push(part);
+    }
+    let times = seconds(cx, &networks.iter().collect::<Vec<_>>())?;
+    let measured: Vec<(usize, f64)> = ranks.iter().zip(&times[1..]).map(|(&r, t)| (r, t * 1e3)).collect();
+    Ok(Times::new(times[0] * 1e3, &measured))
+}
+
+/// At most [`N_RANKS`] of the ranks, spread evenly, on steps if there are many.
+fn ladder(ranks: &[usize]) -> Vec<usize> {
+    let steps: Vec<usize> = ranks.iter().copied().filter(|r| r % STEP == 0).collect();
+    let from = if steps.len() >= N_RANKS { &steps[..] } else { ranks };
+    let n = from.len().min(N_RANKS);
+    (1..=n).map(|i| from[i * from.len() / n - 1]).collect()
+}
+
+/// Factors by the weights alone: what the values are does not matter for time, and data would cost it.
+fn factor_by_weight(
+    graph: &mut Graph,
+    cx: &mut PassContext<'_>,
+    selection: &Selection,
+) -> Result<(), PassError> {
+    let calibration = cx.calibration.take();
+    let selection = Selection { refit: false, guard: false, ..selection.clone() };
+    let result = factor(graph, cx, &selection);
+    cx.calibration = calibration;
+    result
+}
+
+fn seconds(cx: &mut PassContext<'_>, graphs: &[&Graph]) -> Result<Vec<f64>, PassError> {
+    let missing = "time cannot be measured here: a budget of latency needs a runtime that measures it";
+    let executor = cx.executor.as_deref_mut().ok_or_else(|| PassError::Missing(missing.to_owned()))?;
+    let times = executor.seconds(graphs).map_err(|e| PassError::Missing(format!("{missing} ({e})")))?;
+    match times.len() == graphs.len() && times.iter().all(|t| t.is_finite() && *t > 0.0) {
+        true => Ok(times),
+        false => Err(PassError::Other("the executor gave no times (this is a bug)".to_owned())),
+    }
+}
+
+/// Ranks with which the network, measured whole, takes the share of its time that is wanted. Layers by themselves do
+/// not add up to a network: caches are warmer, and what stands behind them is missing. So the network is factored as
+/// planned, measured, and the plan mended by what it was off, a few times; of all plans the one that
+/// comes closest without going over by more than [`CLOSE`].
+pub(super) fn meet(
+    graph: &Graph,
+    cx: &mut PassContext<'_>,
+    survey: &Survey,
+    selection: &Selection,
+    wanted: f64,
+    plan: &dyn Fn(&Survey, f64) -> Option<Ranks>,
+) -> Result<Ranks, PassError> {
+    let mut best: Option<(f64, Ranks)> = None;
+    let mut share = wanted;
+    for trial in 0..TRIALS {
+        cx.host.progress(trial, TRIALS, "timing the network");
+        let Some(ranks) = plan(survey, share) else { break };
+        let mut candidate = graph.clone();
+        survey.annotate(&mut candidate, &ranks);
+        factor_by_weight(&mut candidate, cx, selection)?;
+        let times = seconds(cx, &[graph, &candidate])?;
+        let measured = times[1] / times[0];
+        let predicted = survey.share(Quantity::Latency, &ranks).unwrap_or(share);
+        let message = format!(
+            "measured: {:.1} % of the time ({:.3} of {:.3} ms); predicted from single layers: {:.1} %",
+            100.0 * measured,
+            1e3 * times[1],
+            1e3 * times[0],
+            100.0 * predicted
+        );
+        cx.note_with("", "timed", message, &[("measured", measured), ("predicted", predicted)]);
+        let is_over = |m: f64| m > wanted * (1.0 + CLOSE);
+        let is_better = best.as_ref().is_none_or(|(b, _)| match (is_over(measured), is_over(*b)) {
+            (false, false) => measured > *b,
+            (true, true) => measured < *b,
+            (over, _) => !over,
+        });
+        if is_better {
+            best = Some((measured, ranks));
+        }
+        if (measured / wanted - 1.0).abs() <= CLOSE {
+            break;
+        }
+        // What does not shrink with ranks is on both sides; the secant through "whole takes all" finds the rest.
+        let saved = (1.0 - measured) / (1.0 - predicted).max(1e-3);
+        share = 1.0 - (1.0 - wanted) / saved.clamp(0.3, 3.0);
+        if !(0.0..1.0).contains(&share) {
+            break;
+        }
+    }
+    best.map(|(_, ranks)| ranks).ok_or_else(|| {
+        let least = survey.smallest_share(Quantity::Latency, Limits { multiple: 1 }).unwrap_or(1.0);
+        PassError::Missing(match least > 0.98 {
+            true => "this network cannot be made faster here by factoring: no layer runs faster as a pair than as it is".to_owned(),
+            false => format!(
+                "no ranks bring the time per image down to {:.1} %: the least that layers measured one by one promise is {:.1} %",
+                100.0 * wanted,
+                100.0 * least
+            ),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_lower_envelope_is_offered() {
+        // Rank 12 takes as long as 18; rank 24 is slower than the whole layer.
+        let times = Times::new(10.0, &[(6, 3.0), (12, 5.0), (18, 5.0), (24, 9.9)]);
+        assert_eq!(times.ranks, [(6, 3.0), (18, 5.0)]);
+        assert_eq!([6, 12, 18, 19].map(|r| times.at(r)), [3.0, 4.0, 5.0, 10.0]);
+        assert!(Times::new(1.0, &[(1, 1.2), (2, 1.3)]).ranks.is_empty());
+    }
+
+    #[test]
+    fn a_ladder_ends_at_the_largest_rank() {
+        assert_eq!(ladder(&[1, 2, 3]), [1, 2, 3]);
+        let long = ladder(&(1..=230).collect::<Vec<_>>());
+        assert_eq!((long.len(), long.last()), (N_RANKS, Some(&228)));
+        assert!(ladder(&[]).is_empty());
+    }
+}
