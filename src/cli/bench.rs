@@ -1,6 +1,7 @@
 //! `bench`: latency, throughput and memory of networks, side by side.
 
 use crate::network::{parse_dim, runnable};
+use crate::power::{self, Power};
 use crate::progress::{Progress, interrupted};
 use crate::table::{Format, emit, json, render, shorten, table};
 use crate::{Globals, INTERRUPTED};
@@ -17,13 +18,15 @@ Examples:
   basisopt bench m.onnx small.onnx --threads 4 --batch 8
   basisopt bench m.onnx --seconds 30 --runs 100           at least 100 rounds and 30 seconds
   basisopt bench *.onnx --format json > bench.json        one object per network
+  sudo basisopt bench m.onnx small.onnx --power           watts, and joules per image
 
 The networks take turns (A B A B …), so that a busy machine slows all of them alike; `time` is the
 median over the rounds of the time divided by that of the first network in the same round: 0.5 is
 twice as fast. Inputs are random. The batch and all other sizes are fixed before tract optimises
 the network. `memory` is the highest resident memory of loading and running, above that of the
-program before; a dash where the system does not tell. Ctrl-C prints what was measured so far and
-exits with 130.";
+program before; a dash where the system does not tell. With --power, a `part` is a rail whose energy is
+in another one's too, so it must not be added to a `total`; totals of different chips may still see the
+same energy. Ctrl-C prints what was measured so far and exits with 130.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -58,6 +61,8 @@ pub(crate) struct Args {
     /// How to print the result.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    #[command(flatten)]
+    power: power::Flags,
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
@@ -74,6 +79,8 @@ struct Row<'a> {
     result: &'a BenchResult,
     /// False if Ctrl-C ended the benchmark before it had all its rounds.
     complete: bool,
+    #[serde(flatten)]
+    power: Option<power::Member<'a>>,
 }
 
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
@@ -110,11 +117,19 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     })?;
     drop(progress);
     let complete = !interrupted();
+    let power = args.power.measure(&sources, &options, globals)?;
     emit(&match args.format {
-        Format::Json => json(&results.iter().map(|result| Row { result, complete }).collect::<Vec<_>>())?,
-        Format::Text => text(&results, complete),
+        Format::Json => {
+            let row = |(i, result)| Row { result, complete, power: power.member(i) };
+            json(&results.iter().enumerate().map(row).collect::<Vec<_>>())?
+        }
+        Format::Text => text(&results, complete) + &power_text(&power, &results),
     })?;
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
+    Ok(if interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+fn power_text(power: &Power, results: &[BenchResult]) -> String {
+    power.text(&results.iter().map(|r| r.file.as_str()).collect::<Vec<_>>())
 }
 
 fn text(results: &[BenchResult], complete: bool) -> String {

@@ -24,6 +24,7 @@ mod network;
 mod opt;
 mod passes;
 mod pipeline;
+mod power;
 mod print;
 mod progress;
 mod samples;

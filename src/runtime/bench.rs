@@ -46,7 +46,7 @@ impl Default for BenchOptions {
 }
 
 impl BenchOptions {
-    fn load_options(&self) -> LoadOptions {
+    pub(crate) fn load_options(&self) -> LoadOptions {
         LoadOptions {
             batch: self.batch,
             dims: self.dims.clone(),

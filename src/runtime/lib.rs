@@ -10,6 +10,7 @@
 //! | [`data`] | image folders, CIFAR records, NumPy arrays; preprocessing and its settings file |
 //! | [`eval`] | accuracy, and agreement of two networks |
 //! | [`bench`](mod@bench) | latency, throughput, memory |
+//! | [`power`] | watts and joules, where the machine has sensors |
 
 pub mod bench;
 pub mod compare;
@@ -19,6 +20,7 @@ mod error;
 pub mod eval;
 mod memory;
 mod outputs;
+pub mod power;
 pub mod random;
 mod scores;
 mod screen;
@@ -34,6 +36,9 @@ pub use error::RuntimeError;
 pub use eval::{AgreementReport, EvalReport, agreement, evaluate};
 pub use memory::total_memory;
 pub use outputs::Outputs;
+pub use power::{
+    PowerError, PowerMeter, PowerOptions, PowerProgress, PowerReport, RailReport, Unmeasured, measure_power,
+};
 pub use random::random_inputs;
 pub use session::{InputInfo, LoadOptions, Program, Session};
 pub use source::Source;
