@@ -2,10 +2,11 @@
 
 use crate::engine::{EngineArg, engine_name};
 use crate::network::{parse_dim, runnable};
+use crate::power::{self, Power};
 use crate::progress::{Progress, interrupted};
 use crate::table::{Format, emit, json, render, shorten, table};
 use crate::{Globals, INTERRUPTED};
-use basisopt_runtime::{BenchOptions, BenchProgress, BenchResult, Machine, Source, bench};
+use basisopt_runtime::{BenchOptions, BenchProgress, BenchResult, Engine, Machine, Source, bench};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -19,13 +20,15 @@ Examples:
   basisopt bench m.onnx --seconds 30 --runs 100           at least 100 rounds and 30 seconds
   basisopt bench m.onnx small.onnx --engine stock,fused   stock tract and fused factors, side by side
   basisopt bench *.onnx --format json > bench.json        one object per network
+  sudo basisopt bench m.onnx small.onnx --power           watts, and joules per image
 
 The networks take turns (A B A B …), so that a busy machine slows all of them alike; `time` is the
 median over the rounds of the time divided by that of the first network in the same round: 0.5 is
 twice as fast; beside it stands its 95 % confidence interval. `cold` is the first run after loading. Inputs are random. The batch and all other sizes are fixed before tract optimises
 the network. `memory` is the highest resident memory of loading and running, above that of the
-program before; a dash where the system does not tell. Ctrl-C prints what was measured so far and
-exits with 130.";
+program before; a dash where the system does not tell. With --power, a `part` is a rail whose energy is
+in another one's too, so it must not be added to a `total`; totals of different chips may still see the
+same energy. Ctrl-C prints what was measured so far and exits with 130.";
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -63,6 +66,8 @@ pub(crate) struct Args {
     /// How to print the result.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    #[command(flatten)]
+    power: power::Flags,
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
@@ -80,6 +85,8 @@ struct Row<'a> {
     machine: &'a Machine,
     /// False if Ctrl-C ended the benchmark before it had all its rounds.
     complete: bool,
+    #[serde(flatten)]
+    power: Option<power::Member<'a>>,
 }
 
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
@@ -118,13 +125,27 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     drop(progress);
     let complete = !interrupted();
     let machine = Machine::here();
+    let networks: Vec<(&Source, Engine)> = results
+        .iter()
+        .map(|r| (&sources[r.source], if r.n_fused > 0 { Engine::Fused } else { Engine::Stock }))
+        .collect();
+    let power = args.power.measure(&networks, &options, globals)?;
     emit(&match args.format {
-        Format::Json => json(
-            &results.iter().map(|result| Row { result, machine: &machine, complete }).collect::<Vec<_>>(),
-        )?,
-        Format::Text => text(&results, &machine, complete),
+        Format::Json => {
+            let row = |(i, result)| Row { result, machine: &machine, complete, power: power.member(i) };
+            json(&results.iter().enumerate().map(row).collect::<Vec<_>>())?
+        }
+        Format::Text => text(&results, &machine, complete) + &power_text(&power, &results),
     })?;
-    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::from(INTERRUPTED) })
+    Ok(if interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+fn power_text(power: &Power, results: &[BenchResult]) -> String {
+    let names: Vec<String> = results
+        .iter()
+        .map(|r| if r.n_fused > 0 { format!("{}, fused", r.file) } else { r.file.clone() })
+        .collect();
+    power.text(&names.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn text(results: &[BenchResult], machine: &Machine, complete: bool) -> String {

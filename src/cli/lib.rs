@@ -25,6 +25,7 @@ mod network;
 mod opt;
 mod passes;
 mod pipeline;
+mod power;
 mod print;
 mod progress;
 mod samples;

@@ -64,6 +64,9 @@ impl BenchOptions {
 /// What was measured for one network. Times are wall-clock milliseconds per run (per batch).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BenchResult {
+    /// Which of the sources it is.
+    #[serde(skip)]
+    pub source: usize,
     /// The network, as its [`Source`] is named.
     pub file: String,
     /// The inference engine and its version.
@@ -132,7 +135,7 @@ pub fn bench(
 ) -> Result<Vec<BenchResult>, RuntimeError> {
     // Which engine runs each network, before memory is measured.
     let mut entries = Vec::new();
-    for source in sources {
+    for (index, source) in sources.iter().enumerate() {
         let mut seen = Vec::new();
         for &engine in &options.engines {
             progress(BenchProgress::Loading(source.name()));
@@ -142,26 +145,26 @@ pub fn bench(
             };
             if !seen.contains(&n_fused) {
                 seen.push(n_fused);
-                entries.push((source, options.load_options(engine)));
+                entries.push((index, source, options.load_options(engine)));
             }
         }
     }
     // Memory next, while nothing else is loaded.
     let mut memory = vec![None; entries.len()];
     if options.memory {
-        if let Some((source, load_options)) = entries.first() {
+        if let Some((_, source, load_options)) = entries.first() {
             // What the process sets up once (tables of operators and kernels, threads, code read from disk)
             // would all be counted against the network that happens to come first.
             progress(BenchProgress::Loading(source.name()));
             memory_of(source, load_options, options.seed)?;
         }
-        for ((source, load_options), memory) in entries.iter().zip(&mut memory) {
+        for ((_, source, load_options), memory) in entries.iter().zip(&mut memory) {
             *memory = memory_of(source, load_options, options.seed)?;
         }
     }
 
     let mut networks = Vec::new();
-    for (source, load_options) in entries {
+    for (index, source, load_options) in entries {
         progress(BenchProgress::Loading(source.name()));
         let started = Instant::now();
         let mut session = Session::load(source, &load_options)?;
@@ -170,7 +173,7 @@ pub fn bench(
         let started = Instant::now();
         session.run_prepared(inputs.clone())?;
         let cold = started.elapsed();
-        networks.push((session, inputs, [load, cold], Vec::new()));
+        networks.push((session, inputs, (index, load, cold), Vec::new()));
     }
 
     for _ in 0..options.warmup {
@@ -199,12 +202,13 @@ pub fn bench(
 
     let first: Vec<f64> = networks.first().map(|(.., times)| times.clone()).unwrap_or_default();
     let mut results = Vec::new();
-    for ((session, _, [load, cold], times), memory) in networks.into_iter().zip(memory) {
+    for ((session, _, (source, load, cold), times), memory) in networks.into_iter().zip(memory) {
         let ratios = sorted(times.iter().zip(&first).map(|(t, f)| t / f).collect());
         let times = sorted(times);
         let median_ms = quantile(&times, 0.5);
         let batch = session.batch().unwrap_or(1);
         results.push(BenchResult {
+            source,
             file: session.name().to_owned(),
             engine: ENGINE.to_owned(),
             n_fused: session.engine().1,

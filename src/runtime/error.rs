@@ -88,6 +88,10 @@ pub enum RuntimeError {
     #[allow(missing_docs, reason = "the fields say what they are")]
     Config { path: PathBuf, reason: String },
 
+    /// Power could not be measured.
+    #[error(transparent)]
+    Power(#[from] crate::PowerError),
+
     /// A tensor could not be made or read.
     #[error(transparent)]
     Tensor(#[from] TensorError),

@@ -12,6 +12,7 @@
 //! | [`eval`] | accuracy, and agreement of two networks |
 //! | [`bench`](mod@bench) | latency, throughput, memory |
 //! | [`machine`] | what the numbers were measured on |
+//! | [`power`] | watts and joules, where the machine has sensors |
 
 pub mod bench;
 pub mod compare;
@@ -23,6 +24,7 @@ pub mod fused;
 pub mod machine;
 mod memory;
 mod outputs;
+pub mod power;
 pub mod random;
 mod scores;
 mod screen;
@@ -40,6 +42,9 @@ pub use fused::FuseBasisConv;
 pub use machine::Machine;
 pub use memory::total_memory;
 pub use outputs::Outputs;
+pub use power::{
+    PowerError, PowerMeter, PowerOptions, PowerProgress, PowerReport, RailReport, Unmeasured, measure_power,
+};
 pub use random::random_inputs;
 pub use session::{Engine, InputInfo, LoadOptions, Program, Session};
 pub use source::Source;

@@ -4,11 +4,13 @@
 mod common;
 
 use basisopt_runtime::{
-    BenchOptions, BenchProgress, Dataset, DatasetOptions, LoadOptions, Outputs, Preprocess, Session,
-    agreement, bench, evaluate,
+    BenchOptions, BenchProgress, Dataset, DatasetOptions, Engine, LoadOptions, Outputs, PowerError,
+    PowerOptions, PowerProgress, Preprocess, RuntimeError, Session, agreement, bench, evaluate,
+    measure_power,
 };
 use common::*;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// CIFAR-10 records, each of one colour: 0 red, 1 green, 2 blue, under the given labels.
 fn records(dir: &Path, name: &str, records: &[(u8, usize)]) -> PathBuf {
@@ -190,4 +192,72 @@ fn the_error_of_outputs_is_relative_to_what_varies() {
     assert!((original.error(&half).unwrap() - wanted).abs() < 1e-5);
     // Scores that never vary have no scale to be relative to.
     assert_eq!(outputs([0.0; 9]).error(&original), None);
+}
+
+/// A chip that reports two watts whatever happens.
+fn two_watts() -> (tempfile::TempDir, PowerOptions) {
+    let root = tempfile::tempdir().unwrap();
+    let chip = root.path().join("class/hwmon/hwmon0");
+    std::fs::create_dir_all(&chip).unwrap();
+    std::fs::write(chip.join("power1_input"), "2000000\n").unwrap();
+    let options = PowerOptions {
+        root: root.path().to_owned(),
+        interval: Duration::from_millis(1),
+        idle_seconds: 0.02,
+        seconds: 0.04,
+    };
+    (root, options)
+}
+
+#[test]
+fn power_is_measured_for_each_network_alone() {
+    let sources = [
+        source("a.onnx", &colour_classifier(Named("N"), 32, 0)),
+        source("b.onnx", &colour_classifier(Named("N"), 32, 1)),
+    ];
+    let options = BenchOptions { batch: Some(3), ..BenchOptions::default() };
+    let (_root, power) = two_watts();
+    let mut order = Vec::new();
+    let reports =
+        measure_power(&sources.each_ref().map(|s| (s, Engine::Stock)), &options, &power, &mut |at| {
+            if let PowerProgress::Loading(name) = at {
+                order.push(name.to_owned());
+            }
+            true
+        })
+        .unwrap();
+    assert_eq!(order, ["a.onnx", "b.onnx"]);
+    assert_eq!(reports.len(), 2);
+    for report in &reports {
+        assert!(report.inferences >= 6 && report.inferences.is_multiple_of(3), "two blocks of runs of three");
+        assert!(report.seconds >= 0.04);
+        let [rail] = &report.rails[..] else { panic!("{:?}", report.rails) };
+        // However long anything took: two watts, none of them above idle.
+        let joules = 2.0 * report.seconds / report.inferences as f64;
+        assert!((rail.idle_watts - 2.0).abs() < 1e-9 && (rail.watts - 2.0).abs() < 1e-9);
+        assert!((rail.joules_per_inference - joules).abs() < 1e-9 * joules);
+        assert!(rail.joules_per_inference_above_idle.abs() < 1e-9);
+        assert!(rail.is_total && rail.n_samples >= 4, "before and after each of two blocks");
+    }
+}
+
+#[test]
+fn a_measurement_of_power_can_be_stopped() {
+    let sources = [source("a.onnx", &colour_classifier(Named("N"), 32, 0))];
+    let options = BenchOptions::default();
+    let (_root, power) = two_watts();
+    for stage in 0..2 {
+        let error =
+            measure_power(&sources.each_ref().map(|s| (s, Engine::Stock)), &options, &power, &mut |at| {
+                match at {
+                    PowerProgress::Loading(_) => stage > 0,
+                    _ => false,
+                }
+            });
+        assert!(matches!(error, Err(RuntimeError::Power(PowerError::Interrupted))), "{stage}: {error:?}");
+    }
+    let nowhere = PowerOptions { root: "/nowhere/at/all".into(), ..power };
+    let error =
+        measure_power(&sources.each_ref().map(|s| (s, Engine::Stock)), &options, &nowhere, &mut |_| true);
+    assert!(matches!(error, Err(RuntimeError::Power(PowerError::NoSensor { .. }))), "{error:?}");
 }
