@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of the test functions")]
 
 use basisopt::ir::parse;
-use basisopt::runtime::{Engine, LoadOptions, Session, Source, random_inputs};
+use basisopt::runtime::{BenchOptions, Engine, LoadOptions, Session, Source, profile, random_inputs};
 use basisopt::{Manager, NoObserver, Pipeline, Registry, onnx};
 
 /// Loads a network, stock (and not optimised by tract, so that the reference is plain) and fused, runs both and says
@@ -157,4 +157,24 @@ fn a_factorised_network_gives_the_same_outputs() {
 #[test]
 fn tract_finds_the_transform_by_its_name() {
     assert!(basisopt::runtime::fused::is_registered());
+}
+
+#[test]
+fn a_profile_puts_factors_with_their_layer() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/glyphnet.onnx");
+    let mut model = onnx::Model::read(path).unwrap();
+    let whole = Source::from_file(path).unwrap();
+    let pipeline = Pipeline::parse("@fold,factorize-conv:energy=0.9", &Registry::builtin()).unwrap();
+    Manager::default().run(&mut model.graph, &pipeline, &mut NoObserver).unwrap();
+    let small = Source::from_bytes("small", model.to_bytes().unwrap().concat(), None);
+    let networks = [(&whole, Engine::Stock), (&small, Engine::Stock), (&small, Engine::Fused)];
+    let options = BenchOptions { runs: 3, min_seconds: 0.0, ..BenchOptions::default() };
+    let profiles = profile(&networks, &options, &mut |_| true).unwrap();
+    for profile in &profiles {
+        let layer = profile.iter().find(|l| l.layer == "/conv2/conv/Conv").unwrap();
+        assert!(layer.ms > 0.0);
+        assert!(profile.iter().all(|l| !l.layer.contains(".basis") && !l.layer.contains(".coefficients")));
+    }
+    let fused = profiles[2].iter().filter(|l| l.operators.iter().any(|o| o == "BasisConv")).count();
+    assert_eq!(fused, 7);
 }

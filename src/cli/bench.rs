@@ -6,7 +6,9 @@ use crate::power::{self, Power};
 use crate::progress::{Progress, interrupted};
 use crate::table::{Format, emit, json, render, shorten, table};
 use crate::{Globals, INTERRUPTED};
-use basisopt_runtime::{BenchOptions, BenchProgress, BenchResult, Engine, Machine, Source, bench};
+use basisopt_runtime::{
+    BenchOptions, BenchProgress, BenchResult, Engine, LayerTime, Machine, Source, bench, profile,
+};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ Examples:
   basisopt bench m.onnx small.onnx                        is the small one faster, and by how much?
   basisopt bench m.onnx small.onnx --threads 4 --batch 8
   basisopt bench m.onnx --seconds 30 --runs 100           at least 100 rounds and 30 seconds
+  basisopt bench m.onnx small.onnx --per-layer            where the time goes
   basisopt bench m.onnx small.onnx --engine stock,fused   stock tract and fused factors, side by side
   basisopt bench *.onnx --format json > bench.json        one object per network
   sudo basisopt bench m.onnx small.onnx --power           watts, and joules per image
@@ -66,6 +69,9 @@ pub(crate) struct Args {
     /// How to print the result.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
+    /// Also show what each layer takes, the factors of a layer beside the layer that they replace.
+    #[arg(long)]
+    per_layer: bool,
     #[command(flatten)]
     power: power::Flags,
 }
@@ -85,6 +91,9 @@ struct Row<'a> {
     machine: &'a Machine,
     /// False if Ctrl-C ended the benchmark before it had all its rounds.
     complete: bool,
+    /// What each layer takes, with --per-layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    layers: Option<&'a [LayerTime]>,
     #[serde(flatten)]
     power: Option<power::Member<'a>>,
 }
@@ -129,15 +138,62 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         .iter()
         .map(|r| (&sources[r.source], if r.n_fused > 0 { Engine::Fused } else { Engine::Stock }))
         .collect();
+    let layers = match args.per_layer && complete {
+        true => profile(&networks, &options, &mut |_| !interrupted())?,
+        false => Vec::new(),
+    };
     let power = args.power.measure(&networks, &options, globals)?;
     emit(&match args.format {
         Format::Json => {
-            let row = |(i, result)| Row { result, machine: &machine, complete, power: power.member(i) };
+            let row = |(i, result)| Row {
+                result,
+                machine: &machine,
+                complete,
+                layers: layers.get(i).map(Vec::as_slice),
+                power: power.member(i),
+            };
             json(&results.iter().enumerate().map(row).collect::<Vec<_>>())?
         }
-        Format::Text => text(&results, &machine, complete) + &power_text(&power, &results),
+        Format::Text => {
+            text(&results, &machine, complete) + &layer_text(&layers) + &power_text(&power, &results)
+        }
     })?;
     Ok(if interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
+}
+
+/// One row per layer of any network, milliseconds in each, and the ratio of the last to the first.
+fn layer_text(networks: &[Vec<LayerTime>]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for layer in networks.iter().flatten() {
+        if !names.contains(&layer.layer.as_str()) {
+            names.push(&layer.layer);
+        }
+    }
+    if names.is_empty() {
+        return String::new();
+    }
+    let headings: Vec<String> = (1..=networks.len()).map(|i| format!("ms in {i}")).collect();
+    let mut headings: Vec<&str> = headings.iter().map(String::as_str).collect();
+    headings.insert(0, "layer");
+    headings.push("last / first");
+    let mut rows = table(&headings);
+    let sum = |name: Option<&str>, network: &[LayerTime]| -> Option<f64> {
+        let of = |l: &&LayerTime| name.is_none_or(|n| l.layer == n);
+        let times: Vec<f64> = network.iter().filter(of).map(|l| l.ms).collect();
+        (!times.is_empty()).then(|| times.iter().sum())
+    };
+    for name in names.into_iter().map(Some).chain([None]) {
+        let times: Vec<Option<f64>> = networks.iter().map(|n| sum(name, n)).collect();
+        let ratio = match (times.first(), times.last()) {
+            (Some(Some(first)), Some(Some(last))) if networks.len() > 1 => format!("{:.3}", last / first),
+            _ => "-".to_owned(),
+        };
+        let mut row = vec![shorten(name.unwrap_or("together"), 48)];
+        row.extend(times.iter().map(|t| t.map_or("-".to_owned(), significant)));
+        row.push(ratio);
+        rows.add_row(row);
+    }
+    format!("\n{}", render(&rows))
 }
 
 fn power_text(power: &Power, results: &[BenchResult]) -> String {

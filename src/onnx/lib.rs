@@ -32,6 +32,7 @@ mod external;
 pub mod fresh;
 mod import;
 pub mod inline;
+pub mod layers;
 mod layout;
 #[doc(hidden)]
 pub mod proto;
@@ -46,6 +47,7 @@ pub use export::Encoded;
 pub use external::read_stream;
 pub use fresh::export_new;
 pub use inline::inline_functions;
+pub use layers::node_layers;
 pub use source::Source;
 
 use basisopt_ir::Graph;

@@ -276,13 +276,13 @@ fn memory_of(source: &Source, options: &LoadOptions, seed: u64) -> Result<Option
     Ok(load_peak.zip(run_peak).map(|(load, run)| MemoryUse { peak_bytes: load.max(run), run_bytes: run }))
 }
 
-fn sorted(mut values: Vec<f64>) -> Vec<f64> {
+pub(crate) fn sorted(mut values: Vec<f64>) -> Vec<f64> {
     values.sort_by(f64::total_cmp);
     values
 }
 
 /// The quantile of sorted values, linear between neighbours; 0 if there are none.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], q: f64) -> f64 {
     let Some(last) = sorted.len().checked_sub(1) else { return 0.0 };
     let at = q * last as f64;
     let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);

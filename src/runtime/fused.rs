@@ -57,7 +57,7 @@ pub fn fuse(model: &mut TypedModel) -> TractResult<usize> {
         let Some(found) = Found::at(model, id)? else { continue };
         let mut patch = TypedModelPatch::default();
         let inputs = patch.taps(model, &found.inputs)?;
-        let wire = patch.wire_node(&model.node(found.last.node).name, found.op, &inputs)?;
+        let wire = patch.wire_node(&model.node(id).name, found.op, &inputs)?;
         patch.shunt_outside(model, found.last, wire[0])?;
         patch.apply(model)?;
         n_fused += 1;

@@ -11,6 +11,7 @@
 //! | [`data`] | image folders, CIFAR records, NumPy arrays; preprocessing and its settings file |
 //! | [`eval`] | accuracy, and agreement of two networks |
 //! | [`bench`](mod@bench) | latency, throughput, memory |
+//! | [`profile`](mod@profile) | what each layer takes |
 //! | [`machine`] | what the numbers were measured on |
 //! | [`power`] | watts and joules, where the machine has sensors |
 
@@ -25,6 +26,7 @@ pub mod machine;
 mod memory;
 mod outputs;
 pub mod power;
+pub mod profile;
 pub mod random;
 mod scores;
 mod screen;
@@ -45,6 +47,7 @@ pub use outputs::Outputs;
 pub use power::{
     PowerError, PowerMeter, PowerOptions, PowerProgress, PowerReport, RailReport, Unmeasured, measure_power,
 };
+pub use profile::{LayerTime, profile};
 pub use random::random_inputs;
 pub use session::{Engine, InputInfo, LoadOptions, Program, Session};
 pub use source::Source;

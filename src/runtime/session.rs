@@ -262,6 +262,29 @@ impl Session {
         Ok(Program { name: self.name, inputs: self.inputs, outputs: self.outputs, plan })
     }
 
+    /// The nodes of tract's plan by number: name and operator.
+    pub(crate) fn nodes(&self) -> Vec<(String, String)> {
+        self.plan.model().nodes().iter().map(|n| (n.name.clone(), n.op.name().into_owned())).collect()
+    }
+
+    /// As [`Session::run_prepared`]; tells the number of every node that ran and its seconds.
+    pub(crate) fn run_timed(
+        &mut self,
+        values: TVec<TValue>,
+        tell: &mut dyn FnMut(usize, f64),
+    ) -> Result<(), RuntimeError> {
+        let state = &mut self.state;
+        guard(&self.name, "run", || {
+            state.run_plan_with_eval(values, |context, state, node, inputs| {
+                let started = Instant::now();
+                let outputs = tract_core::plan::eval(context, state, node, inputs);
+                tell(node.id, started.elapsed().as_secs_f64());
+                outputs
+            })
+        })
+        .map(|_| ())
+    }
+
     /// Runs on tensors that [`Session::prepare`] made: what a benchmark times.
     pub(crate) fn run_prepared(&mut self, values: TVec<TValue>) -> Result<TVec<TValue>, RuntimeError> {
         let state = &mut self.state;
