@@ -8,9 +8,10 @@
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
 
-cargo build --release --bin basisopt --example outputs
-cargo_arm build --bin basisopt --example outputs
-here=${CARGO_TARGET_DIR:-target}/release
+# As `cargo test` builds them, so that they are there already after it.
+cargo build --workspace --bin basisopt --example outputs
+bash benches/arm/build.sh
+here=${CARGO_TARGET_DIR:-target}/debug
 there=$built
 qemu=$CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER
 network=fixtures/models/glyphnet.onnx
