@@ -43,5 +43,5 @@ pipeline() {
     fi
 }
 pipeline "compressed without data" -p @fold,factorize-conv:energy=0.9,dead-code
-pipeline "compressed with data" -p @fold,allocate-ranks:target=macs:0.5,factorize-conv,dead-code \
-    --calibrate fixtures/models/glyphs_calibration.npz --samples 64
+pipeline "compressed with data" -p @fold,factorize-conv:energy=0.9,dead-code \
+    --calibrate fixtures/models/glyphs_calibration.npz --samples 32
