@@ -49,7 +49,11 @@ fn main() -> Result<(), Box<dyn Error>> {
                 }
                 for output in session.run(&inputs)? {
                     let expected = take(&mut rest, output.to_bytes()?.len())?;
-                    let expected = Tensor::from_bytes(output.dtype(), output.shape().to_vec(), expected.to_vec().into())?;
+                    let expected = Tensor::from_bytes(
+                        output.dtype(),
+                        output.shape().to_vec(),
+                        expected.to_vec().into(),
+                    )?;
                     let (found, expected) = (output.to_f32s()?, expected.to_f32s()?);
                     let scale = expected.iter().fold(0.0, |m: f32, v| m.max(v.abs()));
                     for (a, b) in found.iter().zip(&expected) {
