@@ -5,11 +5,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 arm=aarch64-unknown-linux-gnu
 built=target/arm/$arm/release
 # Flags of the caller are for the host's processor. Those below hold for the target alone.
-unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS RUSTDOCFLAGS CARGO_ENCODED_RUSTDOCFLAGS
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
 export CC_aarch64_unknown_linux_gnu=aarch64-linux-gnu-gcc
 # With the C library inside, the program runs on any Linux: a board's is often older than the builder's.
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS="-C target-feature=+crt-static"
+export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTDOCFLAGS=$CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS
 # cargo runs programs of the target through this, and so do the tests that run the program.
 export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER=qemu-aarch64-static
 # QEMU's own default processor has SVE2, which boards with room for these networks mostly lack: tract would take kernels that
