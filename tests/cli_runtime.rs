@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "this is how a test fails")]
 
+mod common;
+
 use assert_cmd::Command;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -13,7 +15,7 @@ use std::path::{Path, PathBuf};
 const N_CORRECT: u64 = 392;
 
 fn basisopt() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_basisopt"))
+    Command::from_std(common::program::basisopt())
 }
 
 fn models() -> PathBuf {
@@ -241,7 +243,7 @@ fn bench_gives_one_object_per_network() {
 #[cfg(unix)]
 #[test]
 fn an_interrupted_benchmark_prints_what_it_has() {
-    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_basisopt"));
+    let mut command = common::program::basisopt();
     command.arg("bench").arg(glyphnet()).args(["--seconds", "600", "--format", "json"]);
     let child = command.stdout(std::process::Stdio::piped()).spawn().unwrap();
     // The handler is there from the start; that a few rounds pass first is only likely.

@@ -90,7 +90,7 @@ fn every_pass_has_a_section_that_shows_what_it_does() {
 #[test]
 fn the_command_line_is_documented_as_it_is() {
     let help = |arguments: &[&str]| {
-        let mut command = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("basisopt"));
+        let mut command = common::program::basisopt();
         let output = command.args(arguments).env_remove("COLUMNS").output().unwrap();
         assert!(output.status.success(), "{arguments:?}");
         let text = String::from_utf8(output.stdout).unwrap();

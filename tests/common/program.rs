@@ -3,13 +3,19 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of the test functions")]
 
 use super::root;
+use assert_cmd::prelude::CommandCargoExt;
 use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::TempDir;
 
+/// The program, through cargo's runner where it is built for another processor.
+pub fn basisopt() -> Command {
+    Command::cargo_bin("basisopt").unwrap()
+}
+
 /// The program with these arguments, in this folder.
 pub fn program(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_basisopt"));
+    let mut command = basisopt();
     command.current_dir(folder).args(args);
     command
 }
