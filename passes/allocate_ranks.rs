@@ -132,9 +132,14 @@ impl AllocateRanks {
             let message = "give a target, or ranks from a file, not both".to_owned();
             return Err(OptionError::Conflict { pass: INFO.name.to_owned(), message });
         }
+        let target = Target::parse(options.get("target").unwrap_or("macs:0.5"))?;
+        if options.get("by") == Some("greedy") && target.quantity() == Some(Quantity::Latency) {
+            let message = "by=greedy goes by multiply-adds or parameters, not by latency".to_owned();
+            return Err(OptionError::Conflict { pass: INFO.name.to_owned(), message });
+        }
         Ok(Self {
             ranks: options.get("ranks").map(str::to_owned),
-            target: Target::parse(options.get("target").unwrap_or("macs:0.5"))?,
+            target,
             is_greedy: options.get("by") == Some("greedy"),
             limits: Limits { multiple: options.int("multiple").unwrap_or(1) },
             gate: options.switch("gate", true),
@@ -210,6 +215,8 @@ impl Pass for AllocateRanks {
         }
         if let (Target::Share(quantity, wanted), Some(share)) =
             (self.target.relative(&survey)?, self.target.quantity().and_then(|q| survey.share(q, &ranks)))
+            // Latency was measured, and a budget that was missed is an error.
+            && quantity != Quantity::Latency
             && share > wanted * 1.005
         {
             let message =

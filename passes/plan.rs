@@ -55,6 +55,8 @@ pub(crate) struct Selection {
     pub exclude: Option<Globs>,
     /// Whether this is a trial of `allocate-ranks`, which may have allotted nothing to layers of this kind.
     pub is_trial: bool,
+    /// Whether factors need only the right shapes: what is run for its time, not for its results.
+    pub is_mock: bool,
 }
 
 impl Selection {
@@ -69,6 +71,7 @@ impl Selection {
             include: None,
             exclude: None,
             is_trial: true,
+            is_mock: false,
         }
     }
 
@@ -89,6 +92,7 @@ impl Selection {
             include: options.globs("include"),
             exclude: options.globs("exclude"),
             is_trial: false,
+            is_mock: false,
         })
     }
 }
@@ -277,6 +281,11 @@ impl<'a> Choice<'a> {
     fn of(selection: &'a Selection, table: Option<&RankTable>, index: usize, set: &Set) -> Self {
         let labels = set.layers.iter().map(|l| l.label.as_str());
         Self { selection, listed: table.map(|t| t.rank(index, labels)) }
+    }
+
+    /// As [`Selection::is_mock`].
+    pub fn is_mock(&self) -> bool {
+        self.selection.is_mock
     }
 
     /// Refuses a layer that the table does not name.

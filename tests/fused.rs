@@ -21,6 +21,7 @@ fn compare(source: &Source, threads: usize) -> usize {
     let (mut stock, mut fused) = (load(Engine::Stock, false), load(Engine::Fused, true));
     let inputs = random_inputs(stock.inputs(), 3);
     let (expected, found) = (stock.run(&inputs).unwrap(), fused.run(&inputs).unwrap());
+    assert_eq!(expected.len(), found.len());
     for (expected, found) in expected.iter().zip(&found) {
         assert_eq!(expected.shape(), found.shape());
         let (expected, found) = (expected.to_f64s().unwrap(), found.to_f64s().unwrap());
@@ -177,4 +178,61 @@ fn a_profile_puts_factors_with_their_layer() {
     }
     let fused = profiles[2].iter().filter(|l| l.operators.iter().any(|o| o == "BasisConv")).count();
     assert_eq!(fused, 7);
+}
+
+#[test]
+fn residual_networks_are_fused_at_any_batch() {
+    // Two pairs in a row, each added to what went into it, and two that meet in one addition.
+    let text = |batch: &str| {
+        format!(
+            "graph @residual(%x: f32[{batch},8,9,9]) -> (%z) {{
+  %w1 = f32[3,8,3,3] randn(seed=1)
+  %v1 = f32[8,3,1,1] randn(seed=2)
+  %w2 = f32[4,8,3,3] randn(seed=3)
+  %v2 = f32[8,4,1,1] randn(seed=4)
+  %a1 = Conv<pads=[1,1,1,1]>(%x, %w1)
+  %b1 = Conv(%a1, %v1)
+  %c1 = Add(%b1, %x)
+  %d1 = Relu(%c1)
+  %a2 = Conv<pads=[1,1,1,1]>(%d1, %w2)
+  %b2 = Conv(%a2, %v2)
+  %c2 = Add(%d1, %b2)
+  %d2 = Relu(%c2)
+  %a3 = Conv<pads=[1,1,1,1]>(%d2, %w1)
+  %b3 = Conv(%a3, %v1)
+  %a4 = Conv<pads=[1,1,1,1]>(%d2, %w2)
+  %b4 = Conv(%a4, %v2)
+  %z = Add(%b3, %b4)
+}}"
+        )
+    };
+    for batch in ["1", "3", "N"] {
+        for threads in [1, 2] {
+            assert_eq!(n_fused(&text(batch), threads), 4, "batch {batch}");
+        }
+    }
+}
+
+#[test]
+fn half_precision_stays_two() {
+    let text = "graph @half(%x: f16[1,6,9,11]) -> (%y) {
+  %w = f16[4,6,3,3] randn(seed=1)
+  %v = f16[8,4,1,1] randn(seed=3)
+  %c = Conv(%x, %w)
+  %y = Conv(%c, %v)
+}";
+    let bytes = onnx::export_new(&parse::parse(text).unwrap()).unwrap();
+    let source = Source::from_bytes("half", bytes, None);
+    let session =
+        Session::load(&source, &LoadOptions { engine: Engine::Fused, ..LoadOptions::default() }).unwrap();
+    assert_eq!(session.engine(), (Engine::Stock, 0));
+}
+
+#[test]
+fn the_fastest_engine_is_one_of_the_two() {
+    let bytes = onnx::export_new(&parse::parse(&pair(FIRST, "", SECOND, "", "%y")).unwrap()).unwrap();
+    let source = Source::from_bytes("pair", bytes, None);
+    let session =
+        Session::load(&source, &LoadOptions { engine: Engine::Fastest, ..LoadOptions::default() }).unwrap();
+    assert!([(Engine::Stock, 0), (Engine::Fused, 1)].contains(&session.engine()));
 }

@@ -27,7 +27,10 @@ def onnxruntime_session(path, threads):
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(0)
-    shapes = {i.name: [d if isinstance(d, int) else 1 for d in i.shape] for i in session.get_inputs()}
+    shapes = {i.name: i.shape for i in session.get_inputs()}
+    if any(not isinstance(d, int) for shape in shapes.values() for d in shape[1:]):
+        raise SystemExit(f"{path}: an input has open sizes beside the batch; fix them first")
+    shapes = {name: [d if isinstance(d, int) else 1 for d in shape] for name, shape in shapes.items()}
     inputs = {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
     session.run(None, inputs)
     return lambda: session.run(None, inputs)
@@ -49,7 +52,7 @@ def main():
         command = [args.basisopt, "bench", *args.models, "--engine", "stock,fused", "--threads", str(args.threads)]
         command += ["--runs", str(args.runs), "--seconds", "0", "--warmup", "1", "--no-memory", "--format", "json", "-q"]
         for row in json.loads(subprocess.run(command, check=True, capture_output=True).stdout):
-            model = next(m for m in args.models if m == row["file"] or m.endswith(row["file"]))
+            model = row["file"]
             times[model, "fused" if row["n_fused"] else "tract"].append(row["median_ms"])
         for model, run in zip(args.models, peers):
             runs = []

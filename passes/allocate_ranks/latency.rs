@@ -22,7 +22,9 @@ const STEP: usize = 6;
 /// A layer must be faster than this share of itself to be factored: less is the noise of the measurement.
 const WORTH: f64 = 0.97;
 /// Networks that are measured whole to meet a target.
-const TRIALS: usize = 4;
+const TRIALS: usize = 6;
+/// A network that keeps more than this share of its time at best cannot be made faster.
+const NOTHING: f64 = 0.98;
 /// A target is met within this share of it.
 const CLOSE: f64 = 0.05;
 
@@ -33,11 +35,13 @@ pub(crate) struct Times {
     pub whole: f64,
     /// Factored, by ascending rank; the lower envelope of what was measured.
     pub ranks: Vec<(usize, f64)>,
+    /// All that was measured, by ascending rank.
+    measured: Vec<(usize, f64)>,
 }
 
 impl Times {
     /// The lower envelope of measurements by ascending rank.
-    fn new(whole: f64, measured: &[(usize, f64)]) -> Self {
+    fn new(whole: f64, measured: Vec<(usize, f64)>) -> Self {
         let mut ranks: Vec<(usize, f64)> = Vec::new();
         // From above: what is not faster than a larger rank has nothing to offer.
         for &(rank, time) in measured.iter().rev() {
@@ -47,7 +51,7 @@ impl Times {
             }
         }
         ranks.reverse();
-        Self { whole, ranks }
+        Self { whole, ranks, measured }
     }
 
     /// The time of a rank: linear between those measured, the whole layer's above all of them.
@@ -63,11 +67,10 @@ impl Times {
         }
     }
 
-    fn add(&mut self, other: &Self) {
-        self.whole += other.whole;
-        for (rank, time) in &mut self.ranks {
-            *time += other.at(*rank);
-        }
+    /// Both layers together: they share a weight, so they are timed at the same ranks.
+    fn and(&self, other: &Self) -> Self {
+        let sums = self.measured.iter().zip(&other.measured).map(|(&(rank, a), &(_, b))| (rank, a + b));
+        Self::new(self.whole + other.whole, sums.collect())
     }
 }
 
@@ -94,10 +97,10 @@ impl Survey {
                     None => of_layer(&pinned, cx, layer, surveyed, limits)?,
                 };
                 known.insert(key, times.clone());
-                match &mut surveyed.times {
-                    Some(all) => all.add(&times),
-                    None => surveyed.times = Some(times),
-                }
+                surveyed.times = Some(match &surveyed.times {
+                    Some(all) => all.and(&times),
+                    None => times,
+                });
             }
             if surveyed.times.as_ref().is_some_and(|t| t.ranks.is_empty()) {
                 cx.note(
@@ -132,12 +135,12 @@ fn of_layer(
     for &rank in &ranks {
         let mut part = networks[0].clone();
         super::note_rank(&mut part, std::slice::from_ref(&layer.label), Some(rank));
-        factor_by_weight(&mut part, cx, &Selection::allocated())?;
+        mock(&mut part, cx, &Selection::allocated())?;
         networks.push(part);
     }
     let times = seconds(cx, &networks.iter().collect::<Vec<_>>())?;
     let measured: Vec<(usize, f64)> = ranks.iter().zip(&times[1..]).map(|(&r, t)| (r, t * 1e3)).collect();
-    Ok(Times::new(times[0] * 1e3, &measured))
+    Ok(Times::new(times[0] * 1e3, measured))
 }
 
 /// At most [`N_RANKS`] of the ranks, spread evenly, on steps if there are many.
@@ -148,14 +151,10 @@ fn ladder(ranks: &[usize]) -> Vec<usize> {
     (1..=n).map(|i| from[i * from.len() / n - 1]).collect()
 }
 
-/// Factors by the weights alone: what the values are does not matter for time, and data would cost it.
-fn factor_by_weight(
-    graph: &mut Graph,
-    cx: &mut PassContext<'_>,
-    selection: &Selection,
-) -> Result<(), PassError> {
+/// Factors with anything in them: what the values are does not matter for time, and decompositions would cost it.
+fn mock(graph: &mut Graph, cx: &mut PassContext<'_>, selection: &Selection) -> Result<(), PassError> {
     let calibration = cx.calibration.take();
-    let selection = Selection { refit: false, guard: false, ..selection.clone() };
+    let selection = Selection { refit: false, guard: false, is_mock: true, ..selection.clone() };
     let result = factor(graph, cx, &selection);
     cx.calibration = calibration;
     result
@@ -173,65 +172,97 @@ fn seconds(cx: &mut PassContext<'_>, graphs: &[&Graph]) -> Result<Vec<f64>, Pass
 
 /// Ranks with which the network, measured whole, takes the share of its time that is wanted. Layers by themselves do
 /// not add up to a network: caches are warmer, and what stands behind them is missing. So the network is factored as
-/// planned, measured, and the plan mended by what it was off, a few times; of all plans the one that
-/// comes closest without going over by more than [`CLOSE`].
+/// planned, measured, and the plan mended by what it was off, until it comes within [`CLOSE`] or [`TRIALS`] are spent.
+///
+/// # Errors
+/// [`PassError::Missing`] with the least time that was measured, if no plan keeps to what is wanted.
 pub(super) fn meet(
     graph: &Graph,
     cx: &mut PassContext<'_>,
     survey: &Survey,
     selection: &Selection,
     wanted: f64,
-    plan: &dyn Fn(&Survey, f64) -> Option<Ranks>,
+    limits: Limits,
+    whole: &[bool],
 ) -> Result<Ranks, PassError> {
+    let least = survey.smallest_share(Quantity::Latency, limits).unwrap_or(1.0);
+    if least > NOTHING {
+        return Err(PassError::Missing(
+            "this network cannot be made faster here by factoring: no layer runs faster as a pair than as it is".to_owned(),
+        ));
+    }
+    // Planned and measured shares, the closest on either side of what is wanted.
+    let (mut under, mut over): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
     let mut best: Option<(f64, Ranks)> = None;
+    let mut tried: Vec<Ranks> = Vec::new();
     let mut share = wanted;
     for trial in 0..TRIALS {
         cx.host.progress(trial, TRIALS, "timing the network");
-        let Some(ranks) = plan(survey, share) else { break };
-        let mut candidate = graph.clone();
-        survey.annotate(&mut candidate, &ranks);
-        factor_by_weight(&mut candidate, cx, selection)?;
-        let times = seconds(cx, &[graph, &candidate])?;
-        let measured = times[1] / times[0];
-        let predicted = survey.share(Quantity::Latency, &ranks).unwrap_or(share);
-        let message = format!(
-            "measured: {:.1} % of the time ({:.3} of {:.3} ms); predicted from single layers: {:.1} %",
-            100.0 * measured,
-            1e3 * times[1],
-            1e3 * times[0],
-            100.0 * predicted
-        );
-        cx.note_with("", "timed", message, &[("measured", measured), ("predicted", predicted)]);
-        let is_over = |m: f64| m > wanted * (1.0 + CLOSE);
-        let is_better = best.as_ref().is_none_or(|(b, _)| match (is_over(measured), is_over(*b)) {
-            (false, false) => measured > *b,
-            (true, true) => measured < *b,
-            (over, _) => !over,
-        });
-        if is_better {
-            best = Some((measured, ranks));
+        if cx.host.interrupted() {
+            return Err(PassError::Interrupted);
+        }
+        // Rounding must not make the cheapest plan unreachable.
+        share = share.clamp(least * (1.0 + 1e-9), 1.0);
+        let planned = survey.ranks_but(Quantity::Latency, share, limits, whole);
+        let Some(ranks) = planned.or_else(|| survey.ranks(Quantity::Latency, share, limits)) else { break };
+        if tried.contains(&ranks) {
+            break;
+        }
+        tried.push(ranks.clone());
+        let (measured, predicted) = measure(graph, cx, survey, selection, &ranks)?;
+        if measured <= wanted * (1.0 + CLOSE) {
+            if best.as_ref().is_none_or(|(b, _)| measured > *b) {
+                best = Some((measured, ranks));
+            }
+            under = under.filter(|u| u.1 > measured).or(Some((predicted, measured)));
+        } else {
+            over = over.filter(|o| o.1 < measured).or(Some((predicted, measured)));
         }
         if (measured / wanted - 1.0).abs() <= CLOSE {
             break;
         }
-        // What does not shrink with ranks is on both sides; the secant through "whole takes all" finds the rest.
-        let saved = (1.0 - measured) / (1.0 - predicted).max(1e-3);
-        share = 1.0 - (1.0 - wanted) / saved.clamp(0.3, 3.0);
-        if !(0.0..1.0).contains(&share) {
-            break;
-        }
+        share = match (under, over) {
+            // Between the two, where a line through them meets what is wanted.
+            (Some((p0, m0)), Some((p1, m1))) if m1 > m0 => {
+                p0 + (p1 - p0) * ((wanted - m0) / (m1 - m0)).clamp(0.1, 0.9)
+            }
+            // Whole layers take all; what was saved, against what was promised, scales the rest.
+            _ => 1.0 - (1.0 - wanted) * (1.0 - predicted) / (1.0 - measured).max(1e-3),
+        };
     }
     best.map(|(_, ranks)| ranks).ok_or_else(|| {
-        let least = survey.smallest_share(Quantity::Latency, Limits { multiple: 1 }).unwrap_or(1.0);
-        PassError::Missing(match least > 0.98 {
-            true => "this network cannot be made faster here by factoring: no layer runs faster as a pair than as it is".to_owned(),
-            false => format!(
-                "no ranks bring the time per image down to {:.1} %: the least that layers measured one by one promise is {:.1} %",
-                100.0 * wanted,
-                100.0 * least
-            ),
-        })
+        PassError::Missing(format!(
+            "no ranks bring the time per image down to {:.1} %: the least that was measured is {:.1} %, and the least that single layers promise {:.1} %; ask for more, or let more layers be factored",
+            100.0 * wanted,
+            100.0 * over.map_or(1.0, |(_, measured)| measured),
+            100.0 * least
+        ))
     })
+}
+
+/// The share of its time that a network takes with these ranks: measured, and as single layers promise.
+fn measure(
+    graph: &Graph,
+    cx: &mut PassContext<'_>,
+    survey: &Survey,
+    selection: &Selection,
+    ranks: &Ranks,
+) -> Result<(f64, f64), PassError> {
+    let mut candidate = graph.clone();
+    survey.annotate(&mut candidate, ranks);
+    mock(&mut candidate, cx, selection)?;
+    let times = seconds(cx, &[graph, &candidate])?;
+    let measured = times[1] / times[0];
+    let predicted = survey.share(Quantity::Latency, ranks).unwrap_or(1.0);
+    let message = format!(
+        "measured: {:.1} % of the time ({:.3} of {:.3} ms); predicted from single layers: {:.1} %",
+        100.0 * measured,
+        1e3 * times[1],
+        1e3 * times[0],
+        100.0 * predicted
+    );
+    cx.note_with("", "timed", message, &[("measured", measured), ("predicted", predicted)]);
+    Ok((measured, predicted))
 }
 
 #[cfg(test)]
@@ -241,10 +272,13 @@ mod tests {
     #[test]
     fn only_the_lower_envelope_is_offered() {
         // Rank 12 takes as long as 18; rank 24 is slower than the whole layer.
-        let times = Times::new(10.0, &[(6, 3.0), (12, 5.0), (18, 5.0), (24, 9.9)]);
+        let times = Times::new(10.0, vec![(6, 3.0), (12, 5.0), (18, 5.0), (24, 9.9)]);
         assert_eq!(times.ranks, [(6, 3.0), (18, 5.0)]);
         assert_eq!([6, 12, 18, 19].map(|r| times.at(r)), [3.0, 4.0, 5.0, 10.0]);
-        assert!(Times::new(1.0, &[(1, 1.2), (2, 1.3)]).ranks.is_empty());
+        assert!(Times::new(1.0, vec![(1, 1.2), (2, 1.3)]).ranks.is_empty());
+        // Twice the layer, twice the time, the same ranks.
+        let twice = times.and(&times);
+        assert_eq!((twice.whole, twice.ranks), (20.0, vec![(6, 6.0), (18, 10.0)]));
     }
 
     #[test]

@@ -29,20 +29,24 @@ pub(super) fn lagrange(
         Target::Energy(energy) => survey.ranks_by_energy(energy, pass.limits),
         Target::Share(Quantity::Latency, share) => {
             let limits = pass.limits;
-            let plan = |s: &Survey, share| s.ranks(Quantity::Latency, share, limits);
-            let ranks = latency::meet(graph, cx, &survey, selection, share, &plan)?;
-            match pass.gate && survey.has_data {
-                true => {
-                    let planned = survey.share(Quantity::Latency, &ranks).unwrap_or(share);
-                    gated(graph, cx, &mut survey, sets, (Quantity::Latency, planned, limits), ranks)?
+            let mut whole = vec![false; survey.layers.len()];
+            if pass.gate && survey.has_data {
+                let least = survey.smallest_share(Quantity::Latency, limits).unwrap_or(0.0);
+                if let Some(ranks) = survey.ranks(Quantity::Latency, share.max(least), limits) {
+                    whole = gate(graph, cx, &mut survey, sets, Quantity::Latency, &ranks)?;
                 }
-                false => ranks,
             }
+            latency::meet(graph, cx, &survey, selection, share, limits, &whole)?
         }
         Target::Share(quantity, share) => {
             let ranks = within(&survey, quantity, share, pass.limits)?;
             match pass.gate && survey.has_data {
-                true => gated(graph, cx, &mut survey, sets, (quantity, share, pass.limits), ranks)?,
+                true => {
+                    let whole = gate(graph, cx, &mut survey, sets, quantity, &ranks)?;
+                    // A budget that only these layers could meet is still a budget.
+                    let found = survey.ranks_but(quantity, share, pass.limits, &whole);
+                    found.or_else(|| survey.ranks(quantity, share, pass.limits)).unwrap_or(ranks)
+                }
                 false => ranks,
             }
         }
@@ -71,20 +75,20 @@ fn within(survey: &Survey, quantity: Quantity, share: f64, limits: Limits) -> Re
     })
 }
 
-/// Measures losses at the ranks that were chosen, mends the laws by them, and leaves layers whole that cost
-/// more than their share.
-fn gated(
+/// Measures losses at the ranks that were chosen, mends the laws by them, and says which layers cost more than their
+/// share and are to stay whole.
+fn gate(
     graph: &Graph,
     cx: &mut PassContext<'_>,
     survey: &mut Survey,
     sets: &[Set],
-    (quantity, share, limits): (Quantity, f64, Limits),
-    ranks: Ranks,
-) -> Result<Ranks, PassError> {
+    quantity: Quantity,
+    ranks: &Ranks,
+) -> Result<Vec<bool>, PassError> {
     let at: Vec<[usize; 1]> =
         ranks.iter().zip(&survey.layers).map(|(r, l)| [r.unwrap_or(l.full_rank())]).collect();
     let losses = probe::losses(graph, cx, sets, &survey.measured, &at)?;
-    for ((layer, rank), loss) in survey.layers.iter_mut().zip(&ranks).zip(&losses) {
+    for ((layer, rank), loss) in survey.layers.iter_mut().zip(ranks).zip(&losses) {
         let (Some(rank), Some([loss])) = (*rank, *loss) else { continue };
         let (tail, power) = (layer.tail(rank), layer.sensitivity.power);
         if tail > 0.0 && loss > 0.0 {
@@ -93,11 +97,12 @@ fn gated(
     }
     let total: f64 = losses.iter().flatten().map(|l| l[0]).sum();
     let saved = |layer: &Surveyed, rank: usize| layer.saving(quantity, rank);
-    let all: f64 = survey.layers.iter().zip(&ranks).filter_map(|(l, r)| Some(saved(l, (*r)?))).sum();
+    let all: f64 = survey.layers.iter().zip(ranks).filter_map(|(l, r)| Some(saved(l, (*r)?))).sum();
     let mut whole = vec![false; ranks.len()];
-    for (i, (layer, rank)) in survey.layers.iter().zip(&ranks).enumerate() {
+    for (i, (layer, rank)) in survey.layers.iter().zip(ranks).enumerate() {
         let (Some(rank), Some([loss])) = (*rank, losses[i]) else { continue };
-        let (of_loss, of_saving) = (loss / total.max(f64::MIN_POSITIVE), saved(layer, rank) / all.max(1.0));
+        let (of_loss, of_saving) =
+            (loss / total.max(f64::MIN_POSITIVE), saved(layer, rank) / all.max(f64::MIN_POSITIVE));
         if loss > NEGLIGIBLE && of_loss > GATE * of_saving {
             whole[i] = true;
             let message = format!(
@@ -108,9 +113,7 @@ fn gated(
             cx.note(&layer.labels[0], "gated", message);
         }
     }
-    // A budget that only these layers could meet is still a budget.
-    let found = survey.ranks_but(quantity, share, limits, &whole);
-    Ok(found.or_else(|| survey.ranks(quantity, share, limits)).unwrap_or(ranks))
+    Ok(whole)
 }
 
 /// The fewest multiply-adds (parameters, if those are not known) that lose no more than so many points:

@@ -3,7 +3,7 @@
 use super::{Choice, Plan, Planned, Set, round_to};
 use crate::driver::pass::{PassContext, PassError};
 use crate::driver::remark::Refusal;
-use crate::factor;
+use crate::factor::{self, Factors};
 use crate::layer::Layer;
 use basisopt_ir::{Graph, Tensor};
 use rayon::prelude::*;
@@ -57,6 +57,9 @@ pub(super) fn plan_all(
 pub(crate) fn plan(layer: &Layer, weight: &Tensor, choice: &Choice<'_>) -> Planned {
     let tensor_error = |source| PassError::Tensor { node: layer.label.clone(), source };
     let (n_rows, n_columns) = (layer.n_rows, layer.n_columns);
+    if choice.is_mock() {
+        return Ok(mock(layer, choice));
+    }
     let matrices = layer.matrices(weight).map_err(tensor_error)?;
     if let Err(refusal) = check_values(&matrices).and_then(|()| choice.is_listed()) {
         return Ok(Err(refusal));
@@ -89,6 +92,18 @@ pub(crate) fn plan(layer: &Layer, weight: &Tensor, choice: &Choice<'_>) -> Plann
         ..Plan::default()
     };
     Ok(plan.measured(layer, &matrices))
+}
+
+/// Factors of the right shapes, of a constant that is neither zero nor small.
+fn mock(layer: &Layer, choice: &Choice<'_>) -> Result<Plan, Refusal> {
+    const VALUE: f64 = 1.0 / 128.0;
+    let rank = choice.rank(layer, &vec![vec![1.0; layer.full_rank()]; layer.groups])?;
+    let factors = Factors {
+        coefficients: vec![VALUE; layer.n_rows * rank],
+        basis: vec![VALUE; rank * layer.n_columns],
+        rank,
+    };
+    Ok(Plan { rank, energy: 1.0, factors: vec![factors; layer.groups], ..Plan::default() })
 }
 
 /// Refuses weights that have no spectrum.

@@ -27,7 +27,7 @@ Examples:
 
 The networks take turns (A B A B …), so that a busy machine slows all of them alike; `time` is the
 median over the rounds of the time divided by that of the first network in the same round: 0.5 is
-twice as fast; beside it stands its 95 % confidence interval. `cold` is the first run after loading. Inputs are random. The batch and all other sizes are fixed before tract optimises
+twice as fast; beside it stands its 95 % confidence interval. `cold` is the first run of the newly loaded network. Inputs are random. The batch and all other sizes are fixed before tract optimises
 the network. `memory` is the highest resident memory of loading and running, above that of the
 program before; a dash where the system does not tell. With --power, a `part` is a rail whose energy is
 in another one's too, so it must not be added to a `total`; totals of different chips may still see the
@@ -132,16 +132,16 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         !interrupted()
     })?;
     drop(progress);
-    let complete = !interrupted();
     let machine = Machine::here();
     let networks: Vec<(&Source, Engine)> = results
         .iter()
         .map(|r| (&sources[r.source], if r.n_fused > 0 { Engine::Fused } else { Engine::Stock }))
         .collect();
-    let layers = match args.per_layer && complete {
+    let layers = match args.per_layer && !interrupted() {
         true => profile(&networks, &options, &mut |_| !interrupted())?,
         false => Vec::new(),
     };
+    let complete = !interrupted();
     let power = args.power.measure(&networks, &options, globals)?;
     emit(&match args.format {
         Format::Json => {

@@ -88,7 +88,7 @@ pub struct Pair {
 
 impl Pair {
     /// Packs the weights: basis `[R, C, kernel…]`, coefficients `[P, R]`, and the bias of either convolution.
-    /// `None` if a length does not fit the shape, or a size is zero.
+    /// `None` if a length does not fit the shape, or a size is zero or beyond all memory.
     pub fn new(
         shape: PairShape,
         basis: &[f32],
@@ -98,7 +98,22 @@ impl Pair {
     ) -> Option<Self> {
         let s = &shape;
         let sizes = [s.n_in, s.rank, s.n_out, s.output[0], s.output[1], s.strides[0], s.strides[1]];
-        let fits = sizes.iter().chain(&s.dilations).chain(&s.input).chain(&s.kernel).all(|&n| n > 0)
+        let product = |sizes: &[usize]| sizes.iter().try_fold(1usize, |n, &s| n.checked_mul(s));
+        // What is computed with below: lengths, offsets of taps, packed planes.
+        let reach = [0, 1].map(|a| s.kernel[a].checked_mul(s.dilations[a]));
+        let bounded = [
+            product(&[s.n_in, s.input[0], s.input[1]]),
+            product(&[s.n_out, s.output[0], s.output[1]]),
+            product(&[s.rank, s.n_in, s.kernel[0], s.kernel[1]]),
+            product(&[s.rank, s.output[0], s.output[1]]),
+            product(&[s.output[0], s.strides[0]]),
+            product(&[s.output[1], s.strides[1]]),
+            reach[0],
+            reach[1],
+        ];
+        let is_bounded = bounded.iter().all(|n| n.is_some_and(|n| n < usize::MAX >> 20));
+        let fits = is_bounded
+            && sizes.iter().chain(&s.dilations).chain(&s.input).chain(&s.kernel).all(|&n| n > 0)
             && basis.len() == s.rank * s.n_in * s.n_taps()
             && coefficients.len() == s.n_out * s.rank
             && basis_bias.is_none_or(|b| b.len() == s.rank)
@@ -145,7 +160,9 @@ impl Pair {
             let first = tile % n_tiles * tiling.rows;
             let out = image * s.n_outputs() + first * s.output[1];
             SCRATCH.with_borrow_mut(|scratch| {
-                scratch.resize(tiling.scratch_len(), 0.0);
+                if scratch.len() < tiling.scratch_len() {
+                    scratch.resize(tiling.scratch_len(), 0.0);
+                }
                 Arch::new().dispatch(Tile {
                     pair: self,
                     tiling: &tiling,

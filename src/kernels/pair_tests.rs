@@ -161,5 +161,7 @@ fn weights_of_the_wrong_length_are_refused() {
     assert!(Pair::new(s, &basis, None, &coefficients[1..], None).is_none());
     assert!(Pair::new(s, &basis, Some(&[0.0; 2]), &coefficients, None).is_none());
     assert!(Pair::new(s, &basis, None, &coefficients, Some(&[0.0; 3])).is_none());
+    let endless = PairShape { output: [1 << 31, 1 << 31], ..s };
+    assert!(Pair::new(endless, &basis, None, &coefficients, None).is_none());
     assert!(Pair::new(PairShape { strides: [0, 1], ..s }, &basis, None, &coefficients, None).is_none());
 }

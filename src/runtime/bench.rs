@@ -91,7 +91,7 @@ pub struct BenchResult {
     pub p90_ms: f64,
     /// One run in a hundred was slower.
     pub p99_ms: f64,
-    /// The first run after loading, with cold caches and no buffers yet.
+    /// The first run of a newly loaded network, without buffers yet; the process itself is warm.
     pub cold_ms: f64,
     /// Interquartile range: the width of the middle half of the runs.
     pub iqr_ms: f64,
@@ -289,14 +289,13 @@ pub(crate) fn quantile(sorted: &[f64], q: f64) -> f64 {
     low + (high - low) * at.fract()
 }
 
-/// The 95 % confidence interval of a median, from sorted values: between the order statistics n/2 ± 1.96·√n/2, by the
-/// normal approximation of the binomial count of values below the median. All values where they are fewer than six.
+/// The 95 % confidence interval of a median, from sorted values: from the r-th smallest to the r-th largest, with
+/// r = ⌊(n − 1.96·√n) / 2⌋ by the normal approximation of the binomial count of values below the median (the sign test). All
+/// values where they are too few for that.
 fn median_interval(sorted: &[f64]) -> [f64; 2] {
     let n = sorted.len() as f64;
-    let half = 1.96 * n.sqrt() / 2.0;
-    let low = (n / 2.0 - half).floor().max(0.0) as usize;
-    let high = ((n / 2.0 + half).ceil() as usize).min(sorted.len().saturating_sub(1));
-    [low, high].map(|i| sorted.get(i).copied().unwrap_or(0.0))
+    let r = (((n - 1.96 * n.sqrt()) / 2.0).floor() as usize).max(1);
+    [r - 1, sorted.len().saturating_sub(r)].map(|i| sorted.get(i).copied().unwrap_or(0.0))
 }
 
 #[cfg(test)]
@@ -305,11 +304,12 @@ mod tests {
 
     #[test]
     fn the_interval_of_a_median_is_that_of_the_tables() {
-        // Tables of the sign test: n = 100 has the 40th and the 61st value, counted from 1; the index of the lower is
-        // 40.2 rounded down, one further out, which the approximation costs.
-        let values: Vec<f64> = (0..100).map(f64::from).collect();
-        assert_eq!(median_interval(&values), [40.0, 60.0]);
-        assert_eq!(median_interval(&values[..5]), [0.0, 4.0]);
+        // Tables of the sign test: the 40th and the 61st of 100 values, the 6th and the 15th of 20 (here one further
+        // out, by the approximation), the first and the last of 6.
+        let values: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!(median_interval(&values), [40.0, 61.0]);
+        assert_eq!(median_interval(&values[..20]), [5.0, 16.0]);
+        assert_eq!(median_interval(&values[..6]), [1.0, 6.0]);
         assert_eq!(median_interval(&[]), [0.0, 0.0]);
     }
 

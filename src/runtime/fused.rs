@@ -53,11 +53,11 @@ pub fn is_registered() -> bool {
 pub fn fuse(model: &mut TypedModel) -> TractResult<usize> {
     let mut n_fused = 0;
     for id in model.eval_order()? {
-        // A node that an earlier patch replaced still stands there, read by nobody, until the model is compacted.
-        let Some(found) = Found::at(model, id)? else { continue };
+        // Nodes that an earlier patch replaced are dummies by now.
+        let Some((found, op)) = Found::at(model, id)? else { continue };
         let mut patch = TypedModelPatch::default();
         let inputs = patch.taps(model, &found.inputs)?;
-        let wire = patch.wire_node(&model.node(id).name, found.op, &inputs)?;
+        let wire = patch.wire_node(&model.node(id).name, op, &inputs)?;
         patch.shunt_outside(model, found.last, wire[0])?;
         patch.apply(model)?;
         n_fused += 1;
@@ -69,7 +69,9 @@ pub fn fuse(model: &mut TypedModel) -> TractResult<usize> {
 
 /// A pair in a model.
 struct Found {
-    op: BasisConv,
+    gives_batch: bool,
+    add: bool,
+    clamp: Option<(f32, f32)>,
     /// The image, and a tensor to add.
     inputs: TVec<OutletId>,
     /// What the operator replaces.
@@ -78,7 +80,7 @@ struct Found {
 
 impl Found {
     /// The pair whose first convolution is this node, and as much of what follows as fits the epilogue.
-    fn at(model: &TypedModel, id: usize) -> TractResult<Option<Self>> {
+    fn at(model: &TypedModel, id: usize) -> TractResult<Option<(Self, BasisConv)>> {
         let Some(first) = First::at(model, id)? else { return Ok(None) };
         let Some((second, coefficients)) = coefficients(model, id.into(), first.has_batch)? else {
             return Ok(None);
@@ -101,15 +103,10 @@ impl Found {
             pads: two(&first.pads, 0),
         };
         let mut found = Self {
-            op: BasisConv {
-                pair: Arc::default(),
-                has_batch: first.has_batch,
-                // tract drops and adds a batch of one where it likes.
-                gives_batch: model.outlet_fact(second)?.rank() == first.input.len() + 2,
-                n_spatial: first.input.len(),
-                add: false,
-                clamp: None,
-            },
+            // tract drops and adds a batch of one where it likes.
+            gives_batch: model.outlet_fact(second)?.rank() == first.input.len() + 2,
+            add: false,
+            clamp: None,
             inputs: tvec!(first.image),
             last: second,
         };
@@ -118,8 +115,15 @@ impl Found {
         let pair =
             Pair::new(shape, &first.weights, first.bias.as_deref(), &coefficients.weights, Some(&bias));
         let Some(pair) = pair else { return Ok(None) };
-        found.op.pair = Arc::new(Some(pair));
-        Ok(Some(found))
+        let op = BasisConv {
+            pair: Arc::new(pair),
+            has_batch: first.has_batch,
+            gives_batch: found.gives_batch,
+            n_spatial: first.input.len(),
+            add: found.add,
+            clamp: found.clamp,
+        };
+        Ok(Some((found, op)))
     }
 
     /// Takes in the node behind, if the epilogue can do it.
@@ -129,19 +133,19 @@ impl Found {
         let Some(op) = node.op_as::<TypedBinOp>().filter(|op| op.1.is_none()) else { return Ok(false) };
         let [a, b] = node.inputs[..] else { return Ok(false) };
         let other = if a == self.last { b } else { a };
-        let channel_axis = usize::from(self.op.gives_batch);
+        let channel_axis = usize::from(self.gives_batch);
         let mine = model.outlet_fact(self.last)?;
         if other == self.last || model.outlet_fact(next.into())?.shape != mine.shape {
             return Ok(false);
         }
         let name = op.0.name();
         match name {
-            "Add" if self.op.clamp.is_none() => {
+            "Add" if self.clamp.is_none() => {
                 if let Some(values) = channel_values(model, other, bias.len(), channel_axis)? {
                     bias.iter_mut().zip(values).for_each(|(b, v)| *b += v);
-                } else if !self.op.add && model.outlet_fact(other)?.shape == mine.shape {
+                } else if !self.add && model.outlet_fact(other)?.shape == mine.shape {
                     self.inputs.push(other);
-                    self.op.add = true;
+                    self.add = true;
                 } else {
                     return Ok(false);
                 }
@@ -149,13 +153,13 @@ impl Found {
             "Max" | "Min" => {
                 let Some(bound) = floats(model, other)? else { return Ok(false) };
                 let [bound] = bound[..] else { return Ok(false) };
-                let (low, high) = self.op.clamp.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
+                let (low, high) = self.clamp.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
                 // The order of two bounds matters only where they leave nothing between them.
                 let clamp = if name == "Max" { (low.max(bound), high) } else { (low, high.min(bound)) };
                 if bound.is_nan() || clamp.0 > clamp.1 {
                     return Ok(false);
                 }
-                self.op.clamp = Some(clamp);
+                self.clamp = Some(clamp);
             }
             _ => return Ok(false),
         }
@@ -183,6 +187,9 @@ struct First {
 impl First {
     fn at(model: &TypedModel, id: usize) -> TractResult<Option<Self>> {
         let node = model.node(id);
+        if only_reader(model, id.into()).is_none() {
+            return Ok(None);
+        }
         if let Some(conv) = node.op_as::<Conv>() {
             return Self::convolution(model, node, conv);
         }
@@ -262,7 +269,7 @@ fn sizes(fact: &TypedFact, has_batch: bool) -> Option<TVec<usize>> {
 
 /// The one node that reads a value and nothing but that value's first slot, if the value is no output.
 fn only_reader(model: &TypedModel, value: OutletId) -> Option<usize> {
-    let readers = &model.node(value.node).outputs[value.slot].successors;
+    let readers = &model.node(value.node).outputs.get(value.slot)?.successors;
     let is_output = model.outputs.contains(&value);
     (readers.len() == 1 && !is_output).then(|| readers[0].node)
 }
@@ -381,8 +388,7 @@ fn channel_values(
 /// `[N, C, H, W]` (or without N, or without H), and a tensor of the output's shape to add, if there is one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BasisConv {
-    /// `None` only while a model is searched.
-    pair: Arc<Option<Pair>>,
+    pair: Arc<Pair>,
     /// Whether the input has a batch axis.
     has_batch: bool,
     /// Whether the output has one.
@@ -396,12 +402,8 @@ pub struct BasisConv {
 impl Eq for BasisConv {}
 
 impl BasisConv {
-    fn pair(&self) -> TractResult<&Pair> {
-        (*self.pair).as_ref().context("a pair without weights")
-    }
-
     fn output_shape<D: DimLike>(&self, input: &[D]) -> TractResult<TVec<D>> {
-        let s = self.pair()?.shape();
+        let s = self.pair.shape();
         let mut shape: TVec<D> = SmallVec::new();
         if self.gives_batch {
             shape.push(if self.has_batch { input.first().context("no batch")?.clone() } else { D::one() });
@@ -418,7 +420,7 @@ impl Op for BasisConv {
     }
 
     fn info(&self) -> TractResult<Vec<String>> {
-        let s = self.pair()?.shape();
+        let s = self.pair.shape();
         Ok(vec![format!(
             "{}→{}→{} channels, kernel {:?}, strides {:?}, {:?}→{:?}{}{}",
             s.n_in,
@@ -444,7 +446,7 @@ impl EvalOp for BasisConv {
     op_out_of_plan!();
 
     fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
-        let pair = self.pair()?;
+        let pair = &self.pair;
         let x = inputs.first().context("no input")?;
         let s = pair.shape();
         let n_images = if self.has_batch { x.shape().first().copied().unwrap_or(0) } else { 1 };
@@ -482,7 +484,7 @@ impl TypedOp for BasisConv {
 
     fn cost(&self, inputs: &[&TypedFact]) -> TractResult<TVec<(Cost, TDim)>> {
         let n_images = if self.has_batch { inputs[0].shape[0].clone() } else { 1.to_dim() };
-        Ok(tvec!((Cost::FMA(f32::datum_type()), n_images * self.pair()?.shape().n_macs())))
+        Ok(tvec!((Cost::FMA(f32::datum_type()), n_images * self.pair.shape().n_macs())))
     }
 
     as_op!();

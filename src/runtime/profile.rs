@@ -34,7 +34,9 @@ pub fn profile(
             .map_err(|e| RuntimeError::NotOnnx { model: source.name().to_owned(), reason: e.to_string() })?;
         let mut session = Session::load(source, &options.load_options(engine))?;
         let inputs = session.prepare(&random_inputs(session.inputs(), options.seed))?;
-        session.run_prepared(inputs.clone())?;
+        for _ in 0..options.warmup.max(1) {
+            session.run_prepared(inputs.clone())?;
+        }
         loaded.push((session, inputs, layers, Vec::<Vec<f64>>::new()));
     }
     let started = Instant::now();

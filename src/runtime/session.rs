@@ -23,7 +23,7 @@ pub enum Engine {
     /// Each pair of convolutions as one operator; see [`crate::fused`].
     Fused,
     /// The faster of the two for this network on this machine, found by running both for a moment. A network
-    /// without factorised layers runs as `Stock`.
+    /// without any convolution that a 1×1 convolution follows runs as `Stock`.
     Fastest,
 }
 
@@ -274,23 +274,27 @@ impl Session {
         tell: &mut dyn FnMut(usize, f64),
     ) -> Result<(), RuntimeError> {
         let state = &mut self.state;
-        guard(&self.name, "run", || {
+        let result = guard(&self.name, "run", || {
             state.run_plan_with_eval(values, |context, state, node, inputs| {
                 let started = Instant::now();
                 let outputs = tract_core::plan::eval(context, state, node, inputs);
                 tell(node.id, started.elapsed().as_secs_f64());
                 outputs
             })
-        })
-        .map(|_| ())
+        });
+        self.settle(result).map(|_| ())
     }
 
     /// Runs on tensors that [`Session::prepare`] made: what a benchmark times.
     pub(crate) fn run_prepared(&mut self, values: TVec<TValue>) -> Result<TVec<TValue>, RuntimeError> {
         let state = &mut self.state;
         let result = guard(&self.name, "run", || state.run(values));
+        self.settle(result)
+    }
+
+    /// A run that stopped half-way leaves its values behind; the next starts afresh.
+    fn settle(&mut self, result: Result<TVec<TValue>, RuntimeError>) -> Result<TVec<TValue>, RuntimeError> {
         if result.is_err() {
-            // A run that stopped half-way leaves its values behind; the next starts afresh.
             let plan = &self.plan;
             self.state = guard(&self.name, "plan", || plan.spawn())?;
         }
