@@ -192,7 +192,8 @@ pub(super) fn meet(
         ));
     }
     // Planned and measured shares, the closest on either side of what is wanted.
-    let (mut under, mut over): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
+    let mut under: Option<(f64, f64)> = None;
+    let mut over: Option<(f64, f64)> = None;
     let mut best: Option<(f64, Ranks)> = None;
     let mut tried: Vec<Ranks> = Vec::new();
     let mut share = wanted;
