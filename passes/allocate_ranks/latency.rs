@@ -170,6 +170,15 @@ fn seconds(cx: &mut PassContext<'_>, graphs: &[&Graph]) -> Result<Vec<f64>, Pass
     }
 }
 
+/// What a network may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wanted {
+    /// The share of what it takes whole.
+    pub share: f64,
+    /// Milliseconds, where the user gave these: they are held against milliseconds, and the share only begins the search.
+    pub milliseconds: Option<f64>,
+}
+
 /// Ranks with which the network, measured whole, takes the share of its time that is wanted. Layers by themselves do
 /// not add up to a network: caches are warmer, and what stands behind them is missing. So the network is factored as
 /// planned, measured, and the plan mended by what it was off, until it comes within [`CLOSE`] or [`TRIALS`] are spent.
@@ -181,7 +190,7 @@ pub(super) fn meet(
     cx: &mut PassContext<'_>,
     survey: &Survey,
     selection: &Selection,
-    wanted: f64,
+    Wanted { share: wanted, milliseconds }: Wanted,
     limits: Limits,
     whole: &[bool],
 ) -> Result<Ranks, PassError> {
@@ -210,7 +219,8 @@ pub(super) fn meet(
             break;
         }
         tried.push(ranks.clone());
-        let (measured, predicted) = measure(graph, cx, survey, selection, &ranks)?;
+        let [time, of, predicted] = measure(graph, cx, survey, selection, &ranks)?;
+        let measured = milliseconds.map_or(time / of, |ms| wanted * time / ms);
         if measured <= wanted * (1.0 + CLOSE) {
             if best.as_ref().is_none_or(|(b, _)| measured > *b) {
                 best = Some((measured, ranks));
@@ -241,14 +251,14 @@ pub(super) fn meet(
     })
 }
 
-/// The share of its time that a network takes with these ranks: measured, and as single layers promise.
+/// Milliseconds that the network takes with these ranks and whole, and the share of it that single layers promise.
 fn measure(
     graph: &Graph,
     cx: &mut PassContext<'_>,
     survey: &Survey,
     selection: &Selection,
     ranks: &Ranks,
-) -> Result<(f64, f64), PassError> {
+) -> Result<[f64; 3], PassError> {
     let mut candidate = graph.clone();
     survey.annotate(&mut candidate, ranks);
     mock(&mut candidate, cx, selection)?;
@@ -263,7 +273,7 @@ fn measure(
         100.0 * predicted
     );
     cx.note_with("", "timed", message, &[("measured", measured), ("predicted", predicted)]);
-    Ok((measured, predicted))
+    Ok([1e3 * times[1], 1e3 * times[0], predicted])
 }
 
 #[cfg(test)]

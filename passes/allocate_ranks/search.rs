@@ -36,7 +36,9 @@ pub(super) fn lagrange(
                     whole = gate(graph, cx, &mut survey, sets, Quantity::Latency, &ranks)?;
                 }
             }
-            latency::meet(graph, cx, &survey, selection, share, limits, &whole)?
+            let milliseconds = if let Target::Amount(_, ms) = pass.target { Some(ms) } else { None };
+            let wanted = latency::Wanted { share, milliseconds };
+            latency::meet(graph, cx, &survey, selection, wanted, limits, &whole)?
         }
         Target::Share(quantity, share) => {
             let ranks = within(&survey, quantity, share, pass.limits)?;

@@ -64,7 +64,10 @@ impl Target {
                 Some(factor) => (&amount[..amount.len() - 1], factor),
                 None => (amount.strip_suffix('%').unwrap_or(amount), 1.0),
             };
-            let expected = "a share from 0 to 1 (or 36%), or a number with k, M or G";
+            let expected = match quantity {
+                Quantity::Latency => "a share from 0 to 1 (or 36%), or milliseconds (12ms)",
+                _ => "a share from 0 to 1 (or 36%), or a number with k, M or G",
+            };
             let value = number(digits).ok_or_else(|| error(expected))?;
             if amount.ends_with('%') && value <= 100.0 {
                 return Ok(Self::Share(*quantity, value / 100.0));
