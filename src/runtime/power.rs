@@ -153,8 +153,8 @@ struct Running {
     inferences: u64,
 }
 
-/// Measures the power of each network, run by the engine beside it; the reports stand in the order of `sources`. Of `options` it takes how
-/// networks are loaded, the warm-up (before each block) and the seed.
+/// Measures the power of each network, run by the engine beside it; the reports stand in the order of `sources`. Of
+/// `options` it takes how networks are loaded, the warm-up (before each block) and the seed.
 ///
 /// `progress` may return `false` to stop. If every network has run by then, what was measured is reported.
 ///
