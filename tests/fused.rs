@@ -156,11 +156,6 @@ fn a_factorised_network_gives_the_same_outputs() {
 }
 
 #[test]
-fn tract_finds_the_transform_by_its_name() {
-    assert!(basisopt::runtime::fused::is_registered());
-}
-
-#[test]
 fn a_profile_puts_factors_with_their_layer() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/glyphnet.onnx");
     let mut model = onnx::Model::read(path).unwrap();

@@ -77,10 +77,15 @@ pub(crate) struct Args {
 }
 
 fn parse_seconds(text: &str) -> Result<f64, String> {
+    seconds_from(text, 0.0)
+}
+
+/// So many seconds, or more.
+pub(crate) fn seconds_from(text: &str, least: f64) -> Result<f64, String> {
     text.parse()
         .ok()
-        .filter(|s| (0.0..=1e6).contains(s))
-        .ok_or_else(|| "expected seconds, 0 or more".to_owned())
+        .filter(|s| (least..=1e6).contains(s))
+        .ok_or_else(|| format!("expected seconds, {least} or more"))
 }
 
 /// One network, as JSON.

@@ -1,6 +1,7 @@
 //! Electrical power, beside what `bench` measures.
 
 use crate::Globals;
+use crate::bench::seconds_from;
 use crate::progress::{Progress, interrupted};
 use crate::table::{render, shorten, table};
 use basisopt_runtime::{
@@ -34,10 +35,7 @@ pub(crate) struct Flags {
 }
 
 fn parse_duration(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|s| (0.01..=1e6).contains(s))
-        .ok_or_else(|| "expected seconds, 0.01 or more".to_owned())
+    seconds_from(text, 0.01)
 }
 
 /// What `--power` gave.

@@ -1,22 +1,7 @@
 //! The fused pair against the two convolutions, one after the other, in plain loops and double precision.
 
 use crate::pair::{Pair, PairEpilogue, PairShape};
-
-/// A cheap generator of numbers in ±1.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        self.0 >> 33
-    }
-    fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next()).unwrap() % n
-    }
-    fn values(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| (self.next() as f64 / (1u64 << 30) as f64 - 1.0) as f32).collect()
-    }
-}
+use crate::tests::{Rng, f32s};
 
 fn shape(rng: &mut Rng) -> PairShape {
     let mut s = PairShape {
@@ -94,13 +79,13 @@ fn a_pair_is_its_two_convolutions() {
         let s = shape(&mut rng);
         let n_images = 1 + rng.below(3);
         let w = Weights {
-            basis: rng.values(s.rank * s.n_in * s.kernel[0] * s.kernel[1]),
-            basis_bias: rng.values(s.rank),
-            coefficients: rng.values(s.n_out * s.rank),
-            bias: rng.values(s.n_out),
+            basis: f32s(&rng.values(s.rank * s.n_in * s.kernel[0] * s.kernel[1])),
+            basis_bias: f32s(&rng.values(s.rank)),
+            coefficients: f32s(&rng.values(s.n_out * s.rank)),
+            bias: f32s(&rng.values(s.n_out)),
         };
-        let x = rng.values(n_images * s.n_inputs());
-        let add = rng.values(n_images * s.n_outputs());
+        let x = f32s(&rng.values(n_images * s.n_inputs()));
+        let add = f32s(&rng.values(n_images * s.n_outputs()));
         let pair = Pair::new(s, &w.basis, Some(&w.basis_bias), &w.coefficients, Some(&w.bias)).unwrap();
         let expected: Vec<f64> = x.chunks(s.n_inputs()).flat_map(|x| reference(&s, &w, x)).collect();
 
@@ -128,10 +113,10 @@ fn threads_do_not_change_a_bit() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     for _ in 0..20 {
         let s = shape(&mut rng);
-        let basis = rng.values(s.rank * s.n_in * s.kernel[0] * s.kernel[1]);
-        let coefficients = rng.values(s.n_out * s.rank);
+        let basis = f32s(&rng.values(s.rank * s.n_in * s.kernel[0] * s.kernel[1]));
+        let coefficients = f32s(&rng.values(s.n_out * s.rank));
         let pair = Pair::new(s, &basis, None, &coefficients, None).unwrap();
-        let x = rng.values(2 * s.n_inputs());
+        let x = f32s(&rng.values(2 * s.n_inputs()));
         let run = |n_threads| {
             let mut y = vec![f32::NAN; 2 * s.n_outputs()];
             pool.install(|| pair.forward(2, &x, &mut y, &PairEpilogue::default(), n_threads));

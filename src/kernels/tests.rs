@@ -4,17 +4,17 @@ use crate::conv::{Add, Conv, ConvShape, Epilogue};
 use crate::{LANES, reference};
 
 /// A cheap generator of numbers in ±1.
-struct Rng(u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         self.0 >> 33
     }
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.next()).unwrap() % n
     }
-    fn values(&mut self, n: usize) -> Vec<f64> {
+    pub(crate) fn values(&mut self, n: usize) -> Vec<f64> {
         (0..n).map(|_| self.next() as f64 / (1u64 << 30) as f64 - 1.0).collect()
     }
 }
@@ -52,7 +52,7 @@ fn shape(rng: &mut Rng) -> ConvShape {
     s
 }
 
-fn f32s(v: &[f64]) -> Vec<f32> {
+pub(crate) fn f32s(v: &[f64]) -> Vec<f32> {
     v.iter().map(|&v| v as f32).collect()
 }
 

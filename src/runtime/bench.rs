@@ -139,8 +139,10 @@ pub fn bench(
         let mut seen = Vec::new();
         for &engine in &options.engines {
             progress(BenchProgress::Loading(source.name()));
+            // One engine that is named needs no look at what it makes of the network.
             let (engine, n_fused) = match engine {
                 Engine::Stock => (engine, 0),
+                Engine::Fused if options.engines.len() == 1 => (engine, 0),
                 _ => Session::load(source, &options.load_options(engine))?.engine(),
             };
             if !seen.contains(&n_fused) {
@@ -181,10 +183,7 @@ pub fn bench(
             session.run_prepared(inputs.clone())?;
         }
     }
-    let started = Instant::now();
-    let min_time = Duration::try_from_secs_f64(options.min_seconds).unwrap_or_default();
-    let mut round = 0;
-    loop {
+    let run = &mut || {
         for (session, inputs, _, times) in &mut networks {
             let inputs = inputs.clone();
             let started = Instant::now();
@@ -192,13 +191,9 @@ pub fn bench(
             times.push(started.elapsed().as_secs_f64() * 1e3);
             drop(outputs);
         }
-        round += 1;
-        let go_on = progress(BenchProgress::Round(round, options.runs.max(1)));
-        let is_enough = round >= options.runs.max(1) && started.elapsed() >= min_time;
-        if !go_on || is_enough {
-            break;
-        }
-    }
+        Ok(())
+    };
+    rounds(options, run, &mut |round| progress(BenchProgress::Round(round, options.runs.max(1))))?;
 
     let first: Vec<f64> = networks.first().map(|(.., times)| times.clone()).unwrap_or_default();
     let mut results = Vec::new();
@@ -232,6 +227,27 @@ pub fn bench(
         });
     }
     Ok(results)
+}
+
+/// Runs rounds, one at least, until there are as many as asked for and they have taken as long as asked for, or
+/// `keep_going`, which is told how many there are, says no.
+pub(crate) fn rounds(
+    options: &BenchOptions,
+    run: &mut dyn FnMut() -> Result<(), RuntimeError>,
+    keep_going: &mut dyn FnMut(usize) -> bool,
+) -> Result<(), RuntimeError> {
+    let started = Instant::now();
+    let min_time = Duration::try_from_secs_f64(options.min_seconds).unwrap_or_default();
+    let mut round = 0;
+    loop {
+        run()?;
+        round += 1;
+        let go_on = keep_going(round);
+        let is_enough = round >= options.runs.max(1) && started.elapsed() >= min_time;
+        if !go_on || is_enough {
+            return Ok(());
+        }
+    }
 }
 
 /// Resident memory that a network takes, in bytes, above that of the process before.

@@ -41,11 +41,6 @@ impl ModelTransform for FuseBasisConv {
 
 tract_core::register_simple_model_transform!("fuse_basis_conv", FuseBasisConv);
 
-/// Whether tract finds the transform by name, as it does wherever this crate is linked.
-pub fn is_registered() -> bool {
-    matches!(tract_core::transform::get_transform("fuse-basis-conv"), Ok(Some(_)))
-}
-
 /// Fuses all pairs of a decluttered model; returns how many there were.
 ///
 /// # Errors
@@ -488,4 +483,12 @@ impl TypedOp for BasisConv {
     }
 
     as_op!();
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn tract_finds_the_transform_by_its_name() {
+        assert!(matches!(tract_core::transform::get_transform("fuse-basis-conv"), Ok(Some(_))));
+    }
 }

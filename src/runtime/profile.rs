@@ -1,9 +1,8 @@
 //! Where the time goes: each layer's share of a run, factors counted with the layer that they came from.
 
-use crate::bench::{BenchOptions, quantile, sorted};
+use crate::bench::{BenchOptions, quantile, rounds, sorted};
 use crate::{Engine, RuntimeError, Session, Source, random_inputs};
 use serde::Serialize;
-use std::time::{Duration, Instant};
 
 /// What one layer of a network takes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,25 +38,18 @@ pub fn profile(
         }
         loaded.push((session, inputs, layers, Vec::<Vec<f64>>::new()));
     }
-    let started = Instant::now();
-    let min_time = Duration::try_from_secs_f64(options.min_seconds).unwrap_or_default();
-    let mut round = 0;
-    loop {
+    let run = &mut || {
         for (session, inputs, _, times) in &mut loaded {
-            let inputs = inputs.clone();
-            session.run_timed(inputs, &mut |node, seconds| {
+            session.run_timed(inputs.clone(), &mut |node, seconds| {
                 if times.len() <= node {
                     times.resize(node + 1, Vec::new());
                 }
                 times[node].push(seconds * 1e3);
             })?;
         }
-        round += 1;
-        let is_enough = round >= options.runs.max(1) && started.elapsed() >= min_time;
-        if !keep_going(round) || is_enough {
-            break;
-        }
-    }
+        Ok(())
+    };
+    rounds(options, run, keep_going)?;
     Ok(loaded.into_iter().map(|(session, _, layers, times)| by_layer(&session, &layers, times)).collect())
 }
 
