@@ -28,11 +28,14 @@
 //! A budget of latency puts measured time in place of multiply-adds. Each layer is run by itself on this machine, whole and
 //! at up to ten ranks; only ranks that no larger one equals in time are offered, and a layer that is not faster
 //! factored stays whole. The network with the ranks so found is then measured, and the plan mended by what it was off.
+//! With `device=board.json` times are predicted from a profile that was measured on another machine; only if it is of this
+//! one is the network run.
 //!
 //! ## Pipeline
 //!
 //! After `@fold`; right before `factorize-conv` and `factorize-linear`.
 
+mod clock;
 mod lagrange;
 mod latency;
 mod probe;
@@ -60,13 +63,19 @@ pub static INFO: PassInfo = PassInfo {
             name: "target",
             kind: OptionKind::Target(&["macs", "params", "bytes", "latency", "energy", "drop"]),
             default: "macs:0.5",
-            help: "macs, params or bytes to keep, as a share (0.36) or a number (45M); latency: of the time per image on this machine, as a share (0.5) or in milliseconds (12ms); energy: share of the output's variance that every layer keeps; drop: points of accuracy that may be lost",
+            help: "macs, params or bytes to keep, as a share (0.36) or a number (45M); latency: of the time per image on the device, as a share (0.5) or in milliseconds (12ms); energy: share of the output's variance that every layer keeps; drop: points of accuracy that may be lost",
         },
         OptionSpec {
             name: "ranks",
             kind: OptionKind::File,
             default: "not used",
             help: "take the ranks from a file instead: a line `RANK NAME` per layer, the others stay whole",
+        },
+        OptionSpec {
+            name: "device",
+            kind: OptionKind::File,
+            default: "here",
+            help: "whose time target=latency is of: here, or the profile that `basisopt profile-device` wrote on another machine",
         },
         OptionSpec {
             name: "by",
@@ -118,6 +127,8 @@ pub(crate) struct AllocateRanks {
     target: Target,
     /// A file with ranks, instead of the target.
     ranks: Option<String>,
+    /// A device profile.
+    device: Option<String>,
     is_greedy: bool,
     limits: Limits,
     gate: bool,
@@ -137,7 +148,12 @@ impl AllocateRanks {
             let message = "by=greedy goes by multiply-adds or parameters, not by latency".to_owned();
             return Err(OptionError::Conflict { pass: INFO.name.to_owned(), message });
         }
+        if options.get("device").is_some() && target.quantity() != Some(Quantity::Latency) {
+            let message = "device= says whose time counts; it needs target=latency:…".to_owned();
+            return Err(OptionError::Conflict { pass: INFO.name.to_owned(), message });
+        }
         Ok(Self {
+            device: options.get("device").map(str::to_owned),
             ranks: options.get("ranks").map(str::to_owned),
             target,
             is_greedy: options.get("by") == Some("greedy"),
@@ -175,11 +191,13 @@ impl Pass for AllocateRanks {
         let (survey, ranks) = match self.is_greedy {
             true => search::greedy(graph, cx, &sets, &selection, self.target, self.limits)?,
             false => {
+                // Before hours are spent on a survey, whether the profile can be read.
+                let clock = clock::Clock::of(self.device.as_deref(), cx)?;
                 let mut survey = Survey::of(graph, cx, &sets)?;
                 if self.target.quantity() == Some(Quantity::Latency) {
-                    survey.time(graph, cx, &sets, self.limits)?;
+                    survey.time(graph, cx, &sets, self.limits, &clock)?;
                 }
-                search::lagrange(graph, cx, survey, &sets, &selection, self)?
+                search::lagrange(graph, cx, survey, &sets, &selection, self, &clock)?
             }
         };
         let mut n = 0;

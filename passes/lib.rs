@@ -32,6 +32,7 @@ mod freeze_weights;
 mod merge_factors;
 
 pub mod cost;
+pub mod device;
 pub mod driver;
 pub mod factor;
 pub mod layer;

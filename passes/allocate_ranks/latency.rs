@@ -1,12 +1,13 @@
-//! What layers take on the device at hand: whole, and factored at some ranks.
+//! What layers take on a device: whole, and factored at some ranks.
 //!
-//! Every layer is run by itself, once for each shape that occurs in the network, beside its own factors. Times are steps
+//! Every layer is run by itself, or predicted from a profile, once for each shape that occurs in the network, beside its own factors. Times are steps
 //! in the rank, because kernels work in tiles; of the ranks that were measured only the *lower envelope* is offered,
 //! those that no larger rank equals in time, and only where they are faster than the whole layer. A layer without any
 //! stays whole.
 
+use super::clock::Clock;
 use super::search::{Ranks, factor};
-use super::survey::{Limits, Quantity, Survey, Surveyed, shapes};
+use super::survey::{Limits, Quantity, Survey, shapes};
 use crate::cost;
 use crate::driver::pass::{PassContext, PassError};
 use crate::layer::Layer;
@@ -82,6 +83,7 @@ impl Survey {
         cx: &mut PassContext<'_>,
         sets: &[Set],
         limits: Limits,
+        clock: &Clock,
     ) -> Result<(), PassError> {
         let pinned = cost::shaped(graph, &shapes(graph, cx)?);
         let mut known: BTreeMap<String, Times> = BTreeMap::new();
@@ -94,7 +96,7 @@ impl Survey {
                 let key = key(&pinned, layer);
                 let times = match known.get(&key) {
                     Some(times) => times.clone(),
-                    None => of_layer(&pinned, cx, layer, surveyed, limits)?,
+                    None => of_layer(&pinned, cx, layer, &surveyed.ranks(limits).collect::<Vec<_>>(), clock)?,
                 };
                 known.insert(key, times.clone());
                 surveyed.times = Some(match &surveyed.times {
@@ -106,11 +108,11 @@ impl Survey {
                 cx.note(
                     &surveyed.labels[0],
                     "not-faster",
-                    "left whole: no rank runs faster here than the layer itself",
+                    format!("left whole: no rank runs faster {} than the layer itself", clock.place()),
                 );
             }
         }
-        self.milliseconds = Some(seconds(cx, &[graph])?[0] * 1e3);
+        self.milliseconds = Some(clock.networks(cx, &[graph])?.0[0] * 1e3);
         Ok(())
     }
 }
@@ -126,11 +128,11 @@ fn of_layer(
     graph: &Graph,
     cx: &mut PassContext<'_>,
     layer: &Layer,
-    surveyed: &Surveyed,
-    limits: Limits,
+    ranks: &[usize],
+    clock: &Clock,
 ) -> Result<Times, PassError> {
     let whole = graph.extract(&[layer.node], &[ValueId::of(layer.node)]).graph;
-    let ranks = ladder(&surveyed.ranks(limits).collect::<Vec<_>>());
+    let ranks = ladder(ranks);
     let mut networks = vec![whole];
     for &rank in &ranks {
         let mut part = networks[0].clone();
@@ -138,7 +140,7 @@ fn of_layer(
         mock(&mut part, cx, &Selection::allocated())?;
         networks.push(part);
     }
-    let times = seconds(cx, &networks.iter().collect::<Vec<_>>())?;
+    let times = clock.layers(cx, &networks.iter().collect::<Vec<_>>())?;
     let measured: Vec<(usize, f64)> = ranks.iter().zip(&times[1..]).map(|(&r, t)| (r, t * 1e3)).collect();
     Ok(Times::new(times[0] * 1e3, measured))
 }
@@ -160,23 +162,15 @@ fn mock(graph: &mut Graph, cx: &mut PassContext<'_>, selection: &Selection) -> R
     result
 }
 
-fn seconds(cx: &mut PassContext<'_>, graphs: &[&Graph]) -> Result<Vec<f64>, PassError> {
-    let missing = "time cannot be measured here: a budget of latency needs a runtime that measures it";
-    let executor = cx.executor.as_deref_mut().ok_or_else(|| PassError::Missing(missing.to_owned()))?;
-    let times = executor.seconds(graphs).map_err(|e| PassError::Missing(format!("{missing} ({e})")))?;
-    match times.len() == graphs.len() && times.iter().all(|t| t.is_finite() && *t > 0.0) {
-        true => Ok(times),
-        false => Err(PassError::Other("the executor gave no times (this is a bug)".to_owned())),
-    }
-}
-
 /// What a network may take.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted {
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
     /// The share of what it takes whole.
     pub share: f64,
     /// Milliseconds, where the user gave these: they are held against milliseconds, and the share only begins the search.
     pub milliseconds: Option<f64>,
+    /// On which device.
+    pub clock: &'a Clock,
 }
 
 /// Ranks with which the network, measured whole, takes the share of its time that is wanted. Layers by themselves do
@@ -190,15 +184,16 @@ pub(super) fn meet(
     cx: &mut PassContext<'_>,
     survey: &Survey,
     selection: &Selection,
-    Wanted { share: wanted, milliseconds }: Wanted,
+    Wanted { share: wanted, milliseconds, clock }: Wanted<'_>,
     limits: Limits,
     whole: &[bool],
 ) -> Result<Ranks, PassError> {
     let least = survey.smallest_share(Quantity::Latency, limits).unwrap_or(1.0);
     if least > NOTHING {
-        return Err(PassError::Missing(
-            "this network cannot be made faster here by factoring: no layer runs faster as a pair than as it is".to_owned(),
-        ));
+        return Err(PassError::Missing(format!(
+            "this network cannot be made faster {} by factoring: no layer runs faster as a pair than as it is",
+            clock.place()
+        )));
     }
     // Planned and measured shares, the closest on either side of what is wanted.
     let mut under: Option<(f64, f64)> = None;
@@ -219,7 +214,7 @@ pub(super) fn meet(
             break;
         }
         tried.push(ranks.clone());
-        let [time, of, predicted] = measure(graph, cx, survey, selection, &ranks)?;
+        let [time, of, predicted] = measure(graph, cx, survey, selection, &ranks, clock)?;
         let measured = milliseconds.map_or(time / of, |ms| wanted * time / ms);
         if measured <= wanted * (1.0 + CLOSE) {
             if best.as_ref().is_none_or(|(b, _)| measured > *b) {
@@ -243,7 +238,7 @@ pub(super) fn meet(
     }
     best.map(|(_, ranks)| ranks).ok_or_else(|| {
         PassError::Missing(format!(
-            "no ranks bring the time per image down to {:.1} %: the least that was measured is {:.1} %, and the least that single layers promise {:.1} %; ask for more, or let more layers be factored",
+            "no ranks bring the time per image down to {:.1} %: the least that was found is {:.1} %, and the least that single layers promise {:.1} %; ask for more, or let more layers be factored",
             100.0 * wanted,
             100.0 * over.map_or(1.0, |(_, measured)| measured),
             100.0 * least
@@ -258,21 +253,26 @@ fn measure(
     survey: &Survey,
     selection: &Selection,
     ranks: &Ranks,
+    clock: &Clock,
 ) -> Result<[f64; 3], PassError> {
     let mut candidate = graph.clone();
     survey.annotate(&mut candidate, ranks);
     mock(&mut candidate, cx, selection)?;
-    let times = seconds(cx, &[graph, &candidate])?;
+    let (times, is_measured) = clock.networks(cx, &[graph, &candidate])?;
     let measured = times[1] / times[0];
     let predicted = survey.share(Quantity::Latency, ranks).unwrap_or(1.0);
-    let message = format!(
-        "measured: {:.1} % of the time ({:.3} of {:.3} ms); predicted from single layers: {:.1} %",
-        100.0 * measured,
-        1e3 * times[1],
-        1e3 * times[0],
-        100.0 * predicted
-    );
-    cx.note_with("", "timed", message, &[("measured", measured), ("predicted", predicted)]);
+    let of =
+        format!("{:.1} % of the time ({:.3} of {:.3} ms)", 100.0 * measured, 1e3 * times[1], 1e3 * times[0]);
+    match is_measured {
+        true => {
+            let message = format!("measured: {of}; predicted from single layers: {:.1} %", 100.0 * predicted);
+            cx.note_with("", "timed", message, &[("measured", measured), ("predicted", predicted)]);
+        }
+        false => {
+            let message = format!("predicted: {of}; measure it on the device");
+            cx.note_with("", "predicted", message, &[("predicted", measured)]);
+        }
+    }
     Ok([1e3 * times[1], 1e3 * times[0], predicted])
 }
 

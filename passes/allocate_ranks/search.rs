@@ -1,5 +1,6 @@
 //! From a target to ranks: at once for a budget, by trying for a loss of accuracy.
 
+use super::clock::Clock;
 use super::latency;
 use super::probe;
 use super::survey::{Limits, Quantity, Sensitivity, Survey, Surveyed};
@@ -24,6 +25,7 @@ pub(super) fn lagrange(
     sets: &[Set],
     selection: &Selection,
     pass: &AllocateRanks,
+    clock: &Clock,
 ) -> Result<(Survey, Ranks), PassError> {
     let ranks = match pass.target.relative(&survey)? {
         Target::Energy(energy) => survey.ranks_by_energy(energy, pass.limits),
@@ -37,7 +39,7 @@ pub(super) fn lagrange(
                 }
             }
             let milliseconds = if let Target::Amount(_, ms) = pass.target { Some(ms) } else { None };
-            let wanted = latency::Wanted { share, milliseconds };
+            let wanted = latency::Wanted { share, milliseconds, clock };
             latency::meet(graph, cx, &survey, selection, wanted, limits, &whole)?
         }
         Target::Share(quantity, share) => {

@@ -32,6 +32,12 @@ pub trait Executor {
         let _ = graphs;
         Err(ExecutorError("nothing here measures time".to_owned()))
     }
+
+    /// The device that [`Executor::seconds`] measures on, as its profile names it
+    /// ([`DeviceProfile::device`](crate::device::DeviceProfile::device)); `None` where nothing measures.
+    fn device(&self) -> Option<String> {
+        None
+    }
 }
 
 /// A graph made ready to run, on any number of threads at once.

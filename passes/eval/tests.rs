@@ -119,7 +119,7 @@ fn slices_follow_the_rules_for_negative_steps() {
     assert_eq!(slice(1, -1, 2), [1, 3]);
     assert_eq!(slice(-1, i64::MIN, -1), [4, 3, 2, 1, 0]);
     assert_eq!(slice(-1, -5, -2), [4, 2]);
-    assert_eq!(slice(3, 1, 1), []);
+    assert!(slice(3, 1, 1).is_empty());
     assert_eq!(slice(9, 1, -2), [4, 2]);
     assert_eq!(slice(0, 5, i64::MAX), [0]);
     // x[1:, ::-1] of a 2×3 matrix.

@@ -3,6 +3,7 @@
 use crate::engine::{EngineArg, engine_name};
 use crate::network::{parse_dim, runnable};
 use crate::power::{self, Power};
+use crate::predicted::Predictor;
 use crate::progress::{Progress, interrupted};
 use crate::table::{Format, emit, json, render, shorten, table};
 use crate::{Globals, INTERRUPTED};
@@ -72,6 +73,9 @@ pub(crate) struct Args {
     /// Also show what each layer takes, the factors of a layer beside the layer that they replace.
     #[arg(long)]
     per_layer: bool,
+    /// Show beside each time what a profile predicts; see profile-device.
+    #[arg(long, value_name = "FILE")]
+    device: Option<PathBuf>,
     #[command(flatten)]
     power: power::Flags,
 }
@@ -99,12 +103,22 @@ struct Row<'a> {
     /// What each layer takes, with --per-layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     layers: Option<&'a [LayerTime]>,
+    /// What the profile predicts at the pace that the machine has meanwhile, with --device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    predicted_ms: Option<f64>,
     #[serde(flatten)]
     power: Option<power::Member<'a>>,
 }
 
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let sources = args.models.iter().map(|m| runnable(m)).collect::<anyhow::Result<Vec<Source>>>()?;
+    let mut sources = args.models.iter().map(|m| runnable(m)).collect::<anyhow::Result<Vec<Source>>>()?;
+    let predictor = match &args.device {
+        Some(path) => Some(Predictor::new(path, &args.models, &args.dims)?),
+        None => None,
+    };
+    if let Some(predictor) = &predictor {
+        sources.extend(predictor.references()?);
+    }
     let options = BenchOptions {
         batch: args.batch.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         dims: args.dims,
@@ -112,6 +126,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         engines: args.engine.into_iter().map(Into::into).collect(),
         runs: usize::try_from(args.runs).unwrap_or(usize::MAX),
         min_seconds: args.seconds,
+        // As what predictions are made from was measured.
+        in_a_row: 1 + usize::from(predictor.is_some()),
         warmup: args.warmup,
         seed: args.seed,
         memory: !args.no_memory,
@@ -119,7 +135,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let progress = Progress::new("measuring", globals.quiet);
     let mut started = Instant::now();
     interrupted();
-    let results = bench(&sources, &options, &mut |at| {
+    let mut results = bench(&sources, &options, &mut |at| {
         match at {
             BenchProgress::Loading(name) => {
                 progress.update(0, 100, name);
@@ -137,6 +153,8 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         !interrupted()
     })?;
     drop(progress);
+    let references = results.split_off(results.partition_point(|r| r.source < args.models.len()));
+    let predicted = predictor.map(|p| p.predict(&references));
     let machine = Machine::here();
     let networks: Vec<(&Source, Engine)> = results
         .iter()
@@ -155,12 +173,16 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
                 machine: &machine,
                 complete,
                 layers: layers.get(i).map(Vec::as_slice),
+                predicted_ms: predicted.as_ref().and_then(|p| p.ms(result)),
                 power: power.member(i),
             };
             json(&results.iter().enumerate().map(row).collect::<Vec<_>>())?
         }
         Format::Text => {
-            text(&results, &machine, complete) + &layer_text(&layers) + &power_text(&power, &results)
+            text(&results, &machine, complete)
+                + &predicted.as_ref().map_or_else(String::new, |p| p.text(&results))
+                + &layer_text(&layers)
+                + &power_text(&power, &results)
         }
     })?;
     Ok(if interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
@@ -254,7 +276,7 @@ fn text(results: &[BenchResult], machine: &Machine, complete: bool) -> String {
 }
 
 /// Three or four significant digits, without exponent.
-fn significant(value: f64) -> String {
+pub(crate) fn significant(value: f64) -> String {
     let decimals = match value.abs() {
         v if v >= 100.0 => 0,
         v if v >= 10.0 => 1,

@@ -48,6 +48,7 @@ Examples:
   basisopt compress m.onnx --data images/ --budget drop=1.0 -o small.onnx
       as small as can be while no more than one point of accuracy is lost
   basisopt compress m.onnx --data images/ --budget latency=0.6 -o small.onnx
+  basisopt compress m.onnx --data images/ --budget latency=0.6 --device board.json -o small.onnx
       six tenths of the time per image on this machine
   basisopt compress m.onnx --data images/ --budget bytes=0.5 --save-ranks ranks.txt --layers
       half the bytes: what it would do, layer by layer; the ranks to edit and give back with --ranks
@@ -73,7 +74,8 @@ layer's output, drop=POINTS of accuracy to lose at most. Without data there is o
 
 latency=0.6 (or latency=12ms) is time per image on this machine, in tract, with --engine and --threads: each layer is
 timed whole and at some ranks, one that is not faster factored stays whole, and the plan is checked by
-running the network. A network with fewer multiply-adds is not always faster;
+running the network. With --device board.json the time is that of the board on which `basisopt profile-device -o
+board.json` was run, predicted from that profile. A network with fewer multiply-adds is not always faster;
 the report says so where it is not.";
 
 #[derive(Debug, clap::Args)]
@@ -89,6 +91,9 @@ pub(crate) struct Args {
     /// drop=1.0 with data; without, --energy 0.95].
     #[arg(long, value_name = "TARGET", conflicts_with_all = ["energy", "ranks"])]
     budget: Option<String>,
+    /// Whose time a budget of latency is of: here, or a profile that profile-device wrote on another machine.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["energy", "ranks"])]
+    device: Option<String>,
     /// How tract will run factored layers: what a budget of latency and the final measurement go by.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t)]
     pub engine: EngineArg,
@@ -434,7 +439,11 @@ fn pipeline(args: &Args, has_data: bool, is_labelled: bool) -> Result<Pipeline, 
         (None, None) => {
             let target = args.budget.as_deref().unwrap_or(DEFAULT_BUDGET).replacen('=', ":", 1);
             let greedy = if args.greedy { ":by=greedy" } else { "" };
-            let _ = write!(text, ",allocate-ranks:target={target}{greedy}{multiple}{filters}");
+            let device = match &args.device {
+                Some(file) => format!(":device={}", plain("--device", file)?),
+                None => String::new(),
+            };
+            let _ = write!(text, ",allocate-ranks:target={target}{device}{greedy}{multiple}{filters}");
             PASSES.iter().for_each(|pass| {
                 let _ = write!(text, ",{pass}{method}{filters}");
             });

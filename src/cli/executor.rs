@@ -1,17 +1,27 @@
 //! The numerical check of the pass manager, by tract.
 
+use crate::work::count;
 use basisopt_ir::{Graph, Tensor};
 use basisopt_onnx::Source;
 use basisopt_passes::{Executor, ExecutorError};
 use basisopt_runtime::{
-    BenchOptions, Dataset, Engine, InputInfo, LoadOptions, Preprocess, Program, RuntimeError, Session, bench,
-    random_inputs,
+    BenchOptions, Dataset, ENGINE, Engine, InputInfo, LoadOptions, Machine, Preprocess, Program,
+    RuntimeError, Session, bench, random_inputs,
 };
 use bytes::Bytes;
 
 /// Rounds in which versions of a network are timed, and seconds for each of them, at least.
 const ROUNDS: usize = 7;
 const SECONDS: f64 = 0.03;
+
+/// The processor and how tract runs on it, in words that are the same in every process on the same device.
+pub(crate) fn device(engine: Engine, threads: usize) -> String {
+    let machine = Machine::here();
+    let cpu = machine.cpu.as_deref().unwrap_or("unnamed processor");
+    let (instructions, engine) =
+        (machine.instructions.join(" "), if engine == Engine::Stock { "stock" } else { "fused" });
+    format!("{cpu}, {} {instructions}; {ENGINE} {engine}, {}", machine.architecture, count(threads, "thread"))
+}
 
 /// Images that are checked at once, if the network has no batch size of its own.
 const BATCH: usize = 8;
@@ -168,6 +178,10 @@ impl Executor for TractExecutor {
         let program = session.into_program().map_err(|e| words(&self.source, &e))?;
         let program = TractProgram { program, file: self.source.file().to_owned() };
         Ok(Box::new(program))
+    }
+
+    fn device(&self) -> Option<String> {
+        Some(device(self.timing.0, self.timing.1))
     }
 
     fn seconds(&mut self, graphs: &[&Graph]) -> Result<Vec<f64>, ExecutorError> {

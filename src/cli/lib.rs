@@ -26,7 +26,9 @@ mod opt;
 mod passes;
 mod pipeline;
 mod power;
+mod predicted;
 mod print;
+mod profile_device;
 mod progress;
 mod samples;
 mod sweep;
@@ -86,6 +88,8 @@ enum Command {
     Eval(eval::Args),
     /// Measure latency, throughput and memory of one or several networks, interleaved.
     Bench(bench::Args),
+    /// Measure what layers take on this machine, for choosing ranks on another.
+    ProfileDevice(profile_device::Args),
     /// Find the first pass and rewrite after which the outputs are further off than a tolerance.
     Bisect(bisect::Args),
     /// List the passes, or explain one.
@@ -151,6 +155,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Compare(args) => compare::run(args, globals),
         Command::Eval(args) => eval::run(args, globals),
         Command::Bench(args) => bench::run(args, globals),
+        Command::ProfileDevice(args) => profile_device::run(args, globals),
         Command::Bisect(args) => bisect::run(args, globals),
         Command::Passes(args) => passes::run(args, globals),
         Command::Completions(args) => completions::run(args, globals),

@@ -25,6 +25,9 @@ pub struct BenchOptions {
     pub runs: usize,
     /// Goes on with rounds until they have taken this long together, in seconds.
     pub min_seconds: f64,
+    /// Runs of a network in a row in each round, the last of which counts: with two, what a network needs is in the
+    /// caches as far as it fits, however many others take turns with it.
+    pub in_a_row: usize,
     /// Rounds that are run before and not counted.
     pub warmup: usize,
     /// Seed of the random inputs.
@@ -42,6 +45,7 @@ impl Default for BenchOptions {
             engines: vec![Engine::Fastest],
             runs: 20,
             min_seconds: 2.0,
+            in_a_row: 1,
             warmup: 3,
             seed: 0,
             memory: true,
@@ -185,6 +189,9 @@ pub fn bench(
     }
     let run = &mut || {
         for (session, inputs, _, times) in &mut networks {
+            for _ in 1..options.in_a_row {
+                session.run_prepared(inputs.clone())?;
+            }
             let inputs = inputs.clone();
             let started = Instant::now();
             let outputs = session.run_prepared(inputs)?;
