@@ -191,8 +191,11 @@ impl Pass for AllocateRanks {
         let (survey, ranks) = match self.is_greedy {
             true => search::greedy(graph, cx, &sets, &selection, self.target, self.limits)?,
             false => {
-                // Before hours are spent on a survey, whether the profile can be read.
+                // Before hours are spent on a survey, whether the profile can be used.
                 let clock = clock::Clock::of(self.device.as_deref(), cx)?;
+                if clock.is_predicting() {
+                    clock.network(cx, graph)?;
+                }
                 let mut survey = Survey::of(graph, cx, &sets)?;
                 if self.target.quantity() == Some(Quantity::Latency) {
                     survey.time(graph, cx, &sets, self.limits, &clock)?;

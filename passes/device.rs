@@ -18,6 +18,10 @@ use work::Family;
 
 /// The format of profiles that this version writes and reads.
 pub const FORMAT: u32 = 1;
+/// More samples than this no device is asked for.
+const MOST_SAMPLES: usize = 20_000;
+/// Bounds for what networks cost beyond their layers: whatever is outside was not measured right.
+const IN_NETWORK: [f64; 2] = [0.3, 4.0];
 /// Every one of so many samples is kept out in turn to see how far predictions are off.
 const FOLDS: usize = 5;
 
@@ -72,7 +76,7 @@ pub enum DeviceError {
     Format(u32),
     /// It lacks measurements that are needed.
     #[error(
-        "the profile has too few measurements of {0}; run `basisopt profile-device` on the device again, it goes on where it stopped"
+        "the profile has too few measurements of {0}; run `basisopt profile-device` on the device again with more --samples, it goes on where it stopped"
     )]
     TooFew(&'static str),
     /// A network whose sizes are open.
@@ -80,6 +84,14 @@ pub enum DeviceError {
         "the time of node {0:?} cannot be predicted: a size of it is not known; give open sizes with --dim NAME=N"
     )]
     OpenSize(String),
+    /// An operator whose time its sizes do not tell.
+    #[error("the time of node {node:?} cannot be predicted: {op_type} is nothing that a profile knows")]
+    Unknown {
+        /// Label of the node.
+        node: String,
+        /// Its operator.
+        op_type: String,
+    },
 }
 
 /// How far predictions are off for samples that they were not made from, as shares of the time measured.
@@ -88,12 +100,12 @@ pub enum DeviceError {
 pub struct KeptOut {
     /// What these are, in words.
     pub family: &'static str,
-    /// Samples.
+    /// Samples that were predicted; 0 if there were too few to predict any.
     pub n: usize,
     /// Mean of the absolute error.
-    pub mean: f64,
+    pub mean: Option<f64>,
     /// Its median.
-    pub median: f64,
+    pub median: Option<f64>,
 }
 
 impl DeviceProfile {
@@ -112,12 +124,18 @@ impl DeviceProfile {
             return Err(DeviceError::Format(head.basisopt_device));
         }
         let profile: Self = serde_json::from_str(text).map_err(malformed)?;
-        let is_time = |ms: f64| ms.is_finite() && ms > 0.0;
         let times = profile.samples.iter().flat_map(|s| [s.ms, s.pace_ms]);
         let chains = profile.chains.iter().flat_map(|c| [c.ms, c.pace_ms]);
-        match times.chain(chains).find(|&ms| !is_time(ms)) {
-            Some(ms) => Err(DeviceError::Malformed(format!("a time of {ms} ms"))),
-            None => Ok(profile),
+        if let Some(ms) = times.chain(chains).find(|ms| !(1e-7..1e8).contains(ms)) {
+            return Err(DeviceError::Malformed(format!("a time of {ms} ms")));
+        }
+        let chained = profile.chains.iter().flat_map(|c| &c.works);
+        if let Some(work) = profile.samples.iter().map(|s| &s.work).chain(chained).find(|w| !w.is_sound()) {
+            return Err(DeviceError::Malformed(format!("work of impossible size: {work:?}")));
+        }
+        match profile.samples.len().max(profile.chains.len()) > MOST_SAMPLES {
+            true => Err(DeviceError::Malformed(format!("more than {MOST_SAMPLES} samples"))),
+            false => Ok(profile),
         }
     }
 
@@ -150,21 +168,27 @@ impl DeviceProfile {
     }
 
     fn fits<'a>(&self, samples: impl Iterator<Item = &'a Sample>) -> BTreeMap<Family, Fit> {
-        let families = self.families(samples);
-        families.into_iter().filter_map(|(family, samples)| Some((family, Fit::new(&samples)?))).collect()
+        let (families, overhead) = (self.families(samples), self.overhead_ms());
+        families
+            .into_iter()
+            .filter_map(|(family, samples)| Some((family, Fit::new(&samples, overhead)?)))
+            .collect()
     }
 
     /// How far predictions are off for samples that they were not made from, by family: a fifth of the samples at
-    /// a time is kept out.
+    /// a time is kept out. Layers of staircases do not count: each has neighbours that differ by one filter.
     pub fn kept_out(&self) -> Vec<KeptOut> {
         let overhead = self.overhead_ms();
-        let mut errors: BTreeMap<Family, Vec<f64>> = BTreeMap::new();
+        let all: Vec<(&Work, f64)> = self.samples.iter().map(|s| (&s.work, s.ms)).collect();
+        let is_stair = |work: &Work| fit::stairs(work, &all).len() >= fit::STAIRS / 2;
+        let mut errors: BTreeMap<Family, Vec<f64>> =
+            self.samples.iter().map(|s| (s.work.family(), Vec::new())).collect();
         for fold in 0..FOLDS {
             let is_out = |i: usize| i % FOLDS == fold;
             let inside = self.samples.iter().enumerate().filter(|(i, _)| !is_out(*i)).map(|(_, s)| s);
             let fits = self.fits(inside);
             let outside = self.samples.iter().enumerate().filter(|(i, _)| is_out(*i)).map(|(_, s)| s);
-            for (family, samples) in self.families(outside) {
+            for (family, samples) in self.families(outside.filter(|s| !is_stair(&s.work))) {
                 let Some(fit) = fits.get(&family) else { continue };
                 // Of the whole time, overhead included: that is what was measured.
                 let error = |(work, ms): &(&Work, f64)| (fit.at(work) - ms).abs() / (ms + overhead);
@@ -176,8 +200,8 @@ impl DeviceProfile {
             KeptOut {
                 family: family.name(),
                 n: errors.len(),
-                mean: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
-                median: errors.get(errors.len() / 2).copied().unwrap_or(0.0),
+                mean: (!errors.is_empty()).then(|| errors.iter().sum::<f64>() / errors.len() as f64),
+                median: errors.get(errors.len() / 2).copied(),
             }
         };
         errors.into_iter().map(of).collect()
@@ -206,11 +230,14 @@ impl DeviceModel {
         let pace = profile.pace_ms();
         let ratio = |chain: &Chain| -> Option<f64> {
             let works: Result<f64, DeviceError> = chain.works.iter().map(|w| model.work_ms(w)).sum();
+            // An empty chain gives infinity, which is left out.
             Some((chain.ms * pace / chain.pace_ms - model.overhead_ms).max(0.0) / works.ok()?)
         };
-        let mut ratios: Vec<f64> = profile.chains.iter().filter_map(ratio).collect();
+        let mut ratios: Vec<f64> =
+            profile.chains.iter().filter_map(ratio).filter(|r| r.is_finite()).collect();
         ratios.sort_by(f64::total_cmp);
-        model.in_network = ratios.get(ratios.len() / 2).copied().unwrap_or(1.0);
+        let ratio = ratios.get(ratios.len() / 2).copied().unwrap_or(1.0);
+        model.in_network = ratio.clamp(IN_NETWORK[0], IN_NETWORK[1]);
         model
     }
 
@@ -226,21 +253,24 @@ impl DeviceModel {
             .ok_or(DeviceError::TooFew(family.name()))
     }
 
-    /// Milliseconds of every node that takes time, of a graph whose types are inferred and whose sizes are known.
+    /// Milliseconds that a network takes for one image: a graph whose types are inferred and whose sizes are known.
     ///
     /// # Errors
-    /// [`DeviceError::OpenSize`], [`DeviceError::TooFew`].
-    pub fn nodes_ms(&self, graph: &Graph) -> Result<Vec<(String, f64)>, DeviceError> {
-        let works = works(graph, self.fused).map_err(DeviceError::OpenSize)?;
-        works.into_iter().map(|(label, work)| Ok((label, self.work_ms(&work)?))).collect()
+    /// [`DeviceError::OpenSize`], [`DeviceError::Unknown`], [`DeviceError::TooFew`].
+    pub fn network_ms(&self, graph: &Graph) -> Result<f64, DeviceError> {
+        let works = works(graph, self.fused)?;
+        let nodes: Result<f64, DeviceError> = works.iter().map(|(_, work)| self.work_ms(work)).sum();
+        Ok(self.overhead_ms + nodes?)
     }
 
-    /// Milliseconds that a network takes for one image; see [`DeviceModel::nodes_ms`].
+    /// Whether there are measurements of everything that a factored layer may become.
     ///
     /// # Errors
-    /// As there.
-    pub fn network_ms(&self, graph: &Graph) -> Result<f64, DeviceError> {
-        Ok(self.overhead_ms + self.nodes_ms(graph)?.iter().map(|(_, ms)| ms).sum::<f64>())
+    /// [`DeviceError::TooFew`].
+    pub fn check_factors(&self) -> Result<(), DeviceError> {
+        let needed: &[Family] = if self.fused { &[Family::Pair] } else { &[Family::Conv, Family::Pointwise] };
+        let missing = needed.iter().find(|f| !self.fits.contains_key(f));
+        missing.map_or(Ok(()), |f| Err(DeviceError::TooFew(f.name())))
     }
 
     /// What layers take in a network by what they take alone.

@@ -1,20 +1,21 @@
 #!/usr/bin/env bash
-# Instructions that one inference takes on aarch64, counted under QEMU, as a Markdown table.
+# Instructions that one inference takes on aarch64, in stock tract and with fused factors, counted under QEMU, as a
+# Markdown table.
 #
 #   bash benches/arm/build.sh
-#   bash benches/arm/instructions.sh NETWORK… [-- ARGUMENTS OF bench]
+#   bash benches/arm/instructions.sh [--runs N] NETWORK… [-- ARGUMENTS OF bench]
 #
 # The count is the same on every machine, and to some 0.1 % every time; it says nothing about caches and memory. What
-# loading a network takes drops out of the difference between 21 runs and one; that is a little different every time, as
-# tract's hash tables are seeded at random.
+# loading a network takes drops out of the difference between N + 1 runs (21, unless told otherwise) and one; that is a
+# little different every time, as tract's hash tables are seeded at random.
 set -euo pipefail
+runs=20
+if [ "${1:-}" = --runs ]; then runs=${2:?}; shift 2; fi
 # Networks are named from where the caller stands; env.sh goes to the root.
 networks=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do networks+=("$(realpath "$1")") && shift; done
-[ "${#networks[@]}" -gt 0 ] || { echo "usage: instructions.sh NETWORK… [-- ARGUMENTS OF bench]" >&2; exit 2; }
+[ "${#networks[@]}" -gt 0 ] || { echo "usage: instructions.sh [--runs N] NETWORK… [-- ARGUMENTS OF bench]" >&2; exit 2; }
 shift $(($# > 0))
-# Which engine is the faster one depends on the clock, and so would the count.
-case " $* " in *" --engine "*) ;; *) set -- "$@" --engine stock ;; esac
 . "$(dirname "$0")/env.sh"
 [ -x "$built/basisopt" ] || fail "$built/basisopt is missing: run benches/arm/build.sh"
 command -v qemu-aarch64 >/dev/null || fail "qemu-aarch64 is missing: run benches/arm/setup.sh"
@@ -31,12 +32,20 @@ count() {
         { cat "$scratch/log" >&2; fail "no count of $1 (a qemu-aarch64 that is linked statically cannot load plugins)"; }
 }
 
+# per_run NETWORK ARGUMENTS…: instructions of one run.
+per_run() {
+    local one more
+    one=$(count "$1" 1 "${@:2}")
+    more=$(count "$1" $((runs + 1)) "${@:2}")
+    echo $(((more - one) / runs))
+}
+
 first=
-printf '| network%s | million instructions per run | ratio |\n|---|--:|--:|\n' "${*:+, bench $*}"
+printf '| network%s | stock | of the first | fused | of the first |\n|---|--:|--:|--:|--:|\n' "${*:+, bench $*}"
 for network in "${networks[@]}"; do
-    one=$(count "$network" 1 "$@")
-    more=$(count "$network" 21 "$@")
-    first=${first:-$((more - one))}
-    awk -v name="$(basename "$network")" -v n=$((more - one)) -v first="$first" \
-        'BEGIN { printf "| %s | %.2f | %.3f |\n", name, n / 20e6, n / first }'
+    stock=$(per_run "$network" --engine stock "$@")
+    fused=$(per_run "$network" --engine fused "$@")
+    first=${first:-$stock}
+    awk -v name="$(basename "$network")" -v stock="$stock" -v fused="$fused" -v first="$first" \
+        'BEGIN { printf "| %s | %.2f M | %.3f | %.2f M | %.3f |\n", name, stock / 1e6, stock / first, fused / 1e6, fused / first }'
 done

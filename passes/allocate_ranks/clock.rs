@@ -15,6 +15,8 @@ pub(crate) enum Clock {
     Profile {
         /// What the profile tells.
         model: Box<DeviceModel>,
+        /// The device's name.
+        device: String,
         /// Whether it is the one at hand, so that whole networks can be run to check what was predicted.
         is_here: bool,
     },
@@ -28,14 +30,33 @@ impl Clock {
         let text = cx.host.read_text(path).map_err(file)?;
         let profile = DeviceProfile::parse(&text).map_err(|e| file(e.to_string()))?;
         let is_here = cx.executor.as_deref().and_then(|e| e.device()).is_some_and(|d| d == profile.device);
-        Ok(Self::Profile { model: Box::new(DeviceModel::new(&profile)), is_here })
+        let model = DeviceModel::new(&profile);
+        model.check_factors().map_err(|e| file(e.to_string()))?;
+        Ok(Self::Profile { model: Box::new(model), device: profile.device, is_here })
+    }
+
+    /// Whether times come from a profile, which may lack what a network needs.
+    pub fn is_predicting(&self) -> bool {
+        matches!(self, Self::Profile { .. })
     }
 
     /// Where that is, in words.
-    pub fn place(&self) -> &'static str {
+    pub fn place(&self) -> String {
         match self {
-            Self::Here => "here",
-            Self::Profile { .. } => "on this device",
+            Self::Here | Self::Profile { is_here: true, .. } => "here".to_owned(),
+            Self::Profile { device, .. } => format!("on {device}"),
+        }
+    }
+
+    /// Seconds per image of a network, and what predictions for its layers are to be multiplied with: where the device is
+    /// here, its pace of now counts and not that of the profile.
+    pub fn network(&self, cx: &mut PassContext<'_>, graph: &Graph) -> Result<(f64, f64), PassError> {
+        let seconds = self.networks(cx, &[graph])?.0[0];
+        match self {
+            Self::Profile { model, is_here: true, .. } => {
+                Ok((seconds, seconds / predict(model, cx, &[graph])?[0]))
+            }
+            _ => Ok((seconds, 1.0)),
         }
     }
 
@@ -54,7 +75,7 @@ impl Clock {
         graphs: &[&Graph],
     ) -> Result<(Vec<f64>, bool), PassError> {
         match self {
-            Self::Profile { model, is_here: false } => Ok((predict(model, cx, graphs)?, false)),
+            Self::Profile { model, is_here: false, .. } => Ok((predict(model, cx, graphs)?, false)),
             _ => Ok((run(cx, graphs)?, true)),
         }
     }
@@ -83,7 +104,10 @@ fn predict(model: &DeviceModel, cx: &mut PassContext<'_>, graphs: &[&Graph]) -> 
             }
         };
         let ms = model.network_ms(&graph).map_err(|e| PassError::Missing(e.to_string()))?;
-        Ok(1e-3 * ms)
+        match ms.is_finite() && ms > 0.0 {
+            true => Ok(1e-3 * ms),
+            false => Err(PassError::Missing(format!("the profile predicts {ms} ms: it is of no use"))),
+        }
     };
     graphs.iter().map(of).collect()
 }

@@ -86,6 +86,8 @@ impl Survey {
         clock: &Clock,
     ) -> Result<(), PassError> {
         let pinned = cost::shaped(graph, &shapes(graph, cx)?);
+        let (seconds, scale) = clock.network(cx, graph)?;
+        self.milliseconds = Some(1e3 * seconds);
         let mut known: BTreeMap<String, Times> = BTreeMap::new();
         for (i, (set, surveyed)) in sets.iter().zip(&mut self.layers).enumerate() {
             cx.host.progress(i, sets.len(), &format!("timing {}", surveyed.labels[0]));
@@ -96,7 +98,13 @@ impl Survey {
                 let key = key(&pinned, layer);
                 let times = match known.get(&key) {
                     Some(times) => times.clone(),
-                    None => of_layer(&pinned, cx, layer, &surveyed.ranks(limits).collect::<Vec<_>>(), clock)?,
+                    None => of_layer(
+                        &pinned,
+                        cx,
+                        layer,
+                        &surveyed.ranks(limits).collect::<Vec<_>>(),
+                        (clock, scale),
+                    )?,
                 };
                 known.insert(key, times.clone());
                 surveyed.times = Some(match &surveyed.times {
@@ -112,7 +120,6 @@ impl Survey {
                 );
             }
         }
-        self.milliseconds = Some(clock.networks(cx, &[graph])?.0[0] * 1e3);
         Ok(())
     }
 }
@@ -129,7 +136,7 @@ fn of_layer(
     cx: &mut PassContext<'_>,
     layer: &Layer,
     ranks: &[usize],
-    clock: &Clock,
+    (clock, scale): (&Clock, f64),
 ) -> Result<Times, PassError> {
     let whole = graph.extract(&[layer.node], &[ValueId::of(layer.node)]).graph;
     let ranks = ladder(ranks);
@@ -141,8 +148,9 @@ fn of_layer(
         networks.push(part);
     }
     let times = clock.layers(cx, &networks.iter().collect::<Vec<_>>())?;
-    let measured: Vec<(usize, f64)> = ranks.iter().zip(&times[1..]).map(|(&r, t)| (r, t * 1e3)).collect();
-    Ok(Times::new(times[0] * 1e3, measured))
+    let measured: Vec<(usize, f64)> =
+        ranks.iter().zip(&times[1..]).map(|(&r, t)| (r, 1e3 * scale * t)).collect();
+    Ok(Times::new(1e3 * scale * times[0], measured))
 }
 
 /// At most [`N_RANKS`] of the ranks, spread evenly, on steps if there are many.
@@ -269,7 +277,7 @@ fn measure(
             cx.note_with("", "timed", message, &[("measured", measured), ("predicted", predicted)]);
         }
         false => {
-            let message = format!("predicted: {of}; measure it on the device");
+            let message = format!("predicted {}: {of}; measure it there", clock.place());
             cx.note_with("", "predicted", message, &[("predicted", measured)]);
         }
     }

@@ -10,9 +10,16 @@
 use super::work::Work;
 use faer::linalg::solvers::{DenseSolveCore as _, Llt, Solve as _};
 use faer::{Mat, Side};
+use std::collections::BTreeMap;
 
 /// Fewer samples than this say nothing.
-const LEAST: usize = 6;
+pub(crate) const LEAST: usize = 4;
+/// More than this make decompositions slow, and tell no more; then every second one is taken, or every third, ….
+const MOST: usize = 1200;
+/// A staircase must leave so little of the squares that a straight line leaves, or it is none.
+const STAIRCASE: f64 = 0.6;
+/// Layers with so many different numbers of filters make a staircase.
+pub(crate) const STAIRS: usize = 32;
 /// Lengths, in octaves, over which times may depart from what is counted, and shares of noise, to choose from.
 const LENGTHS: [f64; 6] = [1.0, 2.0, 3.0, 5.0, 8.0, 14.0];
 const NOISE: [f64; 4] = [0.03, 0.07, 0.15, 0.3];
@@ -31,21 +38,26 @@ pub(crate) struct Fit {
 }
 
 impl Fit {
-    /// From samples of one family, in milliseconds; `None` if they are too few.
-    pub fn new(samples: &[(&Work, f64)]) -> Option<Self> {
+    /// From samples of one family, in milliseconds without what every run takes (`overhead`); `None` if they are too few.
+    pub fn new(samples: &[(&Work, f64)], overhead: f64) -> Option<Self> {
+        let samples: Vec<(&Work, f64)> =
+            samples.iter().copied().step_by(samples.len().div_ceil(MOST).max(1)).collect();
         if samples.len() < LEAST {
             return None;
         }
-        let tile = tile(samples).unwrap_or(1);
+        let tile = tile(&samples).unwrap_or(1);
+        // The clock's noise is relative to all it measured: what is small beside the overhead is little known.
+        let trust: Vec<f64> = samples.iter().map(|(_, ms)| ms / (ms + overhead)).collect();
         let rows: Vec<Vec<f64>> = samples
             .iter()
-            .map(|(work, ms)| counts(work, tile).into_iter().map(|c| c / ms).collect())
+            .zip(&trust)
+            .map(|((work, ms), w)| counts(work, tile).into_iter().map(|c| w * c / ms).collect())
             .collect();
-        let coefficients = not_negative(&rows);
+        let coefficients = not_negative(&rows, &trust);
         let fitted = |work: &Work| -> f64 { dot(&counts(work, tile), &coefficients).max(f64::MIN_POSITIVE) };
         let residuals: Vec<f64> = samples.iter().map(|(work, ms)| (ms / fitted(work)).ln()).collect();
         let points = samples.iter().map(|(work, _)| coordinates(work)).collect();
-        Some(Self { tile, coefficients, process: Process::new(points, &residuals)? })
+        Some(Self { tile, coefficients, process: Process::new(points, &residuals, &trust)? })
     }
 
     /// Milliseconds.
@@ -172,24 +184,18 @@ fn coordinates(work: &Work) -> Vec<f64> {
 /// The step of the staircase that times of layers make which differ in their number of filters alone: of `a + b·⌈n/s⌉·s`, the
 /// `s` with the least squares.
 fn tile(samples: &[(&Work, f64)]) -> Option<usize> {
-    let mut best: Vec<(usize, f64)> = Vec::new();
-    for (work, _) in samples {
-        let stairs: Vec<(usize, f64)> =
-            samples.iter().filter_map(|(other, ms)| Some((step_of(work, other)?, *ms))).collect();
-        if stairs.len() > best.len() {
-            best = stairs;
-        }
-    }
-    if best.len() < MOST_TILE {
+    let stairs = |(work, _): &(&Work, f64)| stairs(work, samples);
+    let best = samples.iter().map(stairs).max_by_key(BTreeMap::len)?;
+    if best.len() < STAIRS {
         return None;
     }
     let error = |s: usize| {
         let n = best.len() as f64;
         let x = |n: usize| n.next_multiple_of(s) as f64;
-        let mean_x = best.iter().map(|&(n, _)| x(n)).sum::<f64>() / n;
-        let mean_t = best.iter().map(|&(_, t)| t).sum::<f64>() / n;
+        let mean_x = best.keys().map(|&n| x(n)).sum::<f64>() / n;
+        let mean_t = best.values().sum::<f64>() / n;
         let (mut xx, mut xt, mut tt) = (0.0, 0.0, 0.0);
-        for &(n, t) in &best {
+        for (&n, &t) in &best {
             let (dx, dt) = (x(n) - mean_x, t - mean_t);
             xx += dx * dx;
             xt += dx * dt;
@@ -197,36 +203,41 @@ fn tile(samples: &[(&Work, f64)]) -> Option<usize> {
         }
         if xx > 0.0 { tt - xt * xt / xx } else { tt }
     };
-    (1..=MOST_TILE).min_by(|&a, &b| error(a).total_cmp(&error(b)))
+    let found = (1..=MOST_TILE).min_by(|&a, &b| error(a).total_cmp(&error(b)))?;
+    (error(found) < STAIRCASE * error(1)).then_some(found)
 }
 
-/// The filters of `other`, if it is the same work with another number of them.
+/// The times of the same work with other numbers of filters.
+pub(crate) fn stairs(work: &Work, samples: &[(&Work, f64)]) -> BTreeMap<usize, f64> {
+    samples.iter().filter_map(|(other, ms)| Some((step_of(work, other)?, *ms))).collect()
+}
+
+/// The filters of `other`, if it is the same work with a number of them.
 fn step_of(work: &Work, other: &Work) -> Option<usize> {
-    let n = match *other {
-        Work::Conv { n_out, .. } => n_out,
-        Work::Pair { rank, .. } => rank,
-        _ => return None,
-    };
-    let mut same = work.clone();
-    match &mut same {
-        Work::Conv { n_out, .. } => *n_out = n,
-        Work::Pair { rank, .. } => *rank = n,
-        _ => return None,
+    match (work, other) {
+        (
+            Work::Conv { kernel, strides, n_in, output, .. },
+            Work::Conv { kernel: k, strides: s, n_in: i, output: o, n_out },
+        ) => (kernel == k && strides == s && n_in == i && output == o).then_some(*n_out),
+        (
+            Work::Pair { kernel, strides, n_in, n_out, output, .. },
+            Work::Pair { kernel: k, strides: s, n_in: i, n_out: p, output: o, rank },
+        ) => (kernel == k && strides == s && n_in == i && n_out == p && output == o).then_some(*rank),
+        _ => None,
     }
-    (same == *other).then_some(n)
 }
 
-/// Coefficients `c ≥ 0` with the least `Σ (row·c − 1)²`, by coordinate descent on the normal equations.
-fn not_negative(rows: &[Vec<f64>]) -> Vec<f64> {
+/// Coefficients `c ≥ 0` with the least `Σ (row·c − target)²`, by coordinate descent on the normal equations.
+fn not_negative(rows: &[Vec<f64>], targets: &[f64]) -> Vec<f64> {
     let n = rows.first().map_or(0, Vec::len);
     let norm = |j: usize| rows.iter().map(|r| r[j] * r[j]).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
     let norms: Vec<f64> = (0..n).map(norm).collect();
     let mut gram = vec![vec![0.0; n]; n];
     let mut right = vec![0.0; n];
-    for row in rows {
+    for (row, target) in rows.iter().zip(targets) {
         let row: Vec<f64> = row.iter().zip(&norms).map(|(v, norm)| v / norm).collect();
         for i in 0..n {
-            right[i] += row[i];
+            right[i] += row[i] * target;
             (0..n).for_each(|j| gram[i][j] += row[i] * row[j]);
         }
     }
@@ -250,7 +261,8 @@ struct Process {
 }
 
 impl Process {
-    fn new(points: Vec<Vec<f64>>, values: &[f64]) -> Option<Self> {
+    /// Values are known the less, the smaller their `trust`, 0 to 1.
+    fn new(points: Vec<Vec<f64>>, values: &[f64], trust: &[f64]) -> Option<Self> {
         let n = values.len();
         let mean = values.iter().sum::<f64>() / n.max(1) as f64;
         let centred = Mat::from_fn(n, 1, |i, _| values[i] - mean);
@@ -261,13 +273,13 @@ impl Process {
             let base = Mat::from_fn(n, n, |i, j| variance * matern(&points[i], &points[j], length));
             for noise in NOISE {
                 let mut covariance = base.clone();
-                (0..n).for_each(|i| covariance[(i, i)] += noise * noise);
+                (0..n).for_each(|i| covariance[(i, i)] += (noise / trust[i].max(1e-3)).powi(2));
                 let Ok(cholesky) = Llt::new(covariance.as_ref(), Side::Lower) else { continue };
                 let weights = cholesky.solve(&centred);
                 let inverse = cholesky.inverse();
                 // What each point is off by when the others predict it.
-                let error: f64 = (0..n).map(|i| (weights[(i, 0)] / inverse[(i, i)]).powi(2)).sum();
-                if best.as_ref().is_none_or(|(least, ..)| error < *least) {
+                let error: f64 = (0..n).map(|i| (trust[i] * weights[(i, 0)] / inverse[(i, i)]).powi(2)).sum();
+                if error.is_finite() && best.as_ref().is_none_or(|(least, ..)| error < *least) {
                     let weights = (0..n).map(|i| variance * weights[(i, 0)]).collect();
                     best = Some((error, length, weights));
                 }

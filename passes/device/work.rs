@@ -174,4 +174,32 @@ impl Work {
             Self::Exp { n_elements } | Self::Copy { n_elements } => n_elements as u64,
         }
     }
+
+    /// Whether all sizes are such as layers have: none is 0, none so large that counting overflows.
+    pub(crate) fn is_sound(&self) -> bool {
+        const LARGEST: usize = 1 << 24;
+        let sizes: Vec<usize> = match *self {
+            Self::Conv { kernel: [a, b], strides: [c, d], n_in, n_out, output: [e, f] } => {
+                vec![a, b, c, d, n_in, n_out, e, f]
+            }
+            Self::Pair { kernel: [a, b], strides: [c, d], n_in, rank, n_out, output: [e, f] } => {
+                vec![a, b, c, d, n_in, rank, n_out, e, f]
+            }
+            Self::Depthwise { kernel: [a, b], strides: [c, d], n_channels, output: [e, f] }
+            | Self::Pool { kernel: [a, b], strides: [c, d], n_channels, output: [e, f] } => {
+                vec![a, b, c, d, n_channels, e, f]
+            }
+            Self::Linear { n_in, n_out, n_rows } => vec![n_in, n_out, n_rows],
+            Self::Lrn { n_channels, size, output: [e, f] } => vec![n_channels, size, e, f],
+            Self::Scale { n_channels, output: [e, f] } => vec![n_channels, e, f],
+            // Elements are a product already.
+            Self::Map { n_elements, n_operands } => {
+                return (1..1 << 40).contains(&n_elements) && (1..=LARGEST).contains(&n_operands);
+            }
+            Self::Exp { n_elements } | Self::Copy { n_elements } => {
+                return (1..1 << 40).contains(&n_elements);
+            }
+        };
+        sizes.iter().all(|size| (1..=LARGEST).contains(size)) && self.macs() < 1 << 50
+    }
 }

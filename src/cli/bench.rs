@@ -1,18 +1,20 @@
 //! `bench`: latency, throughput and memory of networks, side by side.
 
-use crate::engine::{EngineArg, engine_name};
-use crate::network::{parse_dim, runnable};
-use crate::power::{self, Power};
+mod report;
+
+pub(crate) use report::significant;
+
+use crate::engine::EngineArg;
+use crate::network::{self, parse_dim, runnable};
+use crate::power;
 use crate::predicted::Predictor;
 use crate::progress::{Progress, interrupted};
-use crate::table::{Format, emit, json, render, shorten, table};
-use crate::{Globals, INTERRUPTED};
-use basisopt_runtime::{
-    BenchOptions, BenchProgress, BenchResult, Engine, LayerTime, Machine, Source, bench, profile,
-};
-use serde::Serialize;
-use std::fmt::Write as _;
-use std::path::PathBuf;
+use crate::table::{Format, emit, json};
+use crate::{Globals, INTERRUPTED, work};
+use basisopt_passes::cost::{self, Cost};
+use basisopt_runtime::{BenchOptions, BenchProgress, Engine, Machine, Source, bench, profile};
+use report::{Entry, Report, Row, layer_text, layers, power_text, text};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -22,6 +24,8 @@ Examples:
   basisopt bench m.onnx small.onnx --threads 4 --batch 8
   basisopt bench m.onnx --seconds 30 --runs 100           at least 100 rounds and 30 seconds
   basisopt bench m.onnx small.onnx --per-layer            where the time goes
+  basisopt bench m.onnx 2x.onnx 3x.onnx --html page.html  levels of compression, in pictures
+  basisopt bench m.onnx --device board.json               and what a profile of this board predicts
   basisopt bench m.onnx small.onnx --engine stock,fused   stock tract and fused factors, side by side
   basisopt bench *.onnx --format json > bench.json        one object per network
   sudo basisopt bench m.onnx small.onnx --power           watts, and joules per image
@@ -73,9 +77,13 @@ pub(crate) struct Args {
     /// Also show what each layer takes, the factors of a layer beside the layer that they replace.
     #[arg(long)]
     per_layer: bool,
-    /// Show beside each time what a profile predicts; see profile-device.
-    #[arg(long, value_name = "FILE")]
+    /// Show beside each time what a profile predicts, see profile-device. Networks then run twice in a row, and the second
+    /// run counts, as in the profile.
+    #[arg(long, value_name = "FILE", conflicts_with = "batch")]
     device: Option<PathBuf>,
+    /// Also write a page with pictures: times, and times against multiply-adds.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     #[command(flatten)]
     power: power::Flags,
 }
@@ -92,37 +100,19 @@ pub(crate) fn seconds_from(text: &str, least: f64) -> Result<f64, String> {
         .ok_or_else(|| format!("expected seconds, {least} or more"))
 }
 
-/// One network, as JSON.
-#[derive(Serialize)]
-struct Row<'a> {
-    #[serde(flatten)]
-    result: &'a BenchResult,
-    machine: &'a Machine,
-    /// False if Ctrl-C ended the benchmark before it had all its rounds.
-    complete: bool,
-    /// What each layer takes, with --per-layer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    layers: Option<&'a [LayerTime]>,
-    /// What the profile predicts at the pace that the machine has meanwhile, with --device.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    predicted_ms: Option<f64>,
-    #[serde(flatten)]
-    power: Option<power::Member<'a>>,
-}
-
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
-    let mut sources = args.models.iter().map(|m| runnable(m)).collect::<anyhow::Result<Vec<Source>>>()?;
+    let inputs: Vec<Option<&Path>> = args.models.iter().map(|m| Some(m.as_path())).collect();
+    work::check_outputs(&inputs, &[("--html", args.html.as_deref())])?;
+    let sources = args.models.iter().map(|m| runnable(m)).collect::<anyhow::Result<Vec<Source>>>()?;
     let predictor = match &args.device {
-        Some(path) => Some(Predictor::new(path, &args.models, &args.dims)?),
+        Some(path) => Some(Predictor::new(path, &args.models, &args.dims, args.threads as usize)?),
         None => None,
     };
-    if let Some(predictor) = &predictor {
-        sources.extend(predictor.references()?);
-    }
     let options = BenchOptions {
         batch: args.batch.map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
         dims: args.dims,
         threads: args.threads as usize,
+        along: predictor.as_ref().map_or(Ok(Vec::new()), Predictor::references)?,
         engines: args.engine.into_iter().map(Into::into).collect(),
         runs: usize::try_from(args.runs).unwrap_or(usize::MAX),
         min_seconds: args.seconds,
@@ -141,39 +131,71 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
                 progress.update(0, 100, name);
                 started = Instant::now();
             }
-            BenchProgress::Round(done, of) => {
-                // Whichever of rounds and seconds is further from its end.
-                let by_rounds = done as f64 / of as f64;
-                let by_time = started.elapsed().as_secs_f64() / options.min_seconds.max(1e-9);
-                let share = by_rounds.min(by_time).min(1.0);
-                progress.update((100.0 * share) as usize, 100, &format!("{done} rounds"));
+            BenchProgress::Round(done, _) => {
+                let (rounds, share) = progress_of(done, &options, started);
+                progress.update(share, 100, &rounds);
             }
             _ => {}
         }
         !interrupted()
     })?;
     drop(progress);
-    let references = results.split_off(results.partition_point(|r| r.source < args.models.len()));
+    let references = results.split_off(results.partition_point(|r| r.source < sources.len()));
     let predicted = predictor.map(|p| p.predict(&references));
     let machine = Machine::here();
     let networks: Vec<(&Source, Engine)> = results
         .iter()
         .map(|r| (&sources[r.source], if r.n_fused > 0 { Engine::Fused } else { Engine::Stock }))
         .collect();
-    let layers = match args.per_layer && !interrupted() {
-        true => profile(&networks, &options, &mut |_| !interrupted())?,
+    let per_layer = match args.per_layer && !interrupted() {
+        true => {
+            let progress = Progress::new("by layer", globals.quiet);
+            let started = Instant::now();
+            profile(&networks, &options, &mut |done| {
+                let (rounds, share) = progress_of(done, &options, started);
+                progress.update(share, 100, &rounds);
+                !interrupted()
+            })?
+        }
         false => Vec::new(),
     };
     let complete = !interrupted();
     let power = args.power.measure(&networks, &options, globals)?;
+    if let Some(path) = &args.html {
+        let costs: Vec<Option<Cost>> = args.models.iter().map(|m| cost_of(m, &options.dims)).collect();
+        let mut entries = Vec::new();
+        for result in &results {
+            let cost = costs.get(result.source).and_then(Option::as_ref);
+            entries.push(Entry {
+                result,
+                macs: cost.and_then(|c| c.macs),
+                params: cost.map(|c| c.params),
+                predicted_ms: predicted.as_ref().and_then(|p| p.ms(result)),
+            });
+        }
+        let first = results.first();
+        let page = Report {
+            version: env!("CARGO_PKG_VERSION"),
+            command: work::command(),
+            machine: machine.summary(),
+            threads: options.threads,
+            batch: first.map_or(1, |r| r.batch),
+            n_runs: first.map_or(0, |r| r.n_runs),
+            complete,
+            networks: entries,
+            layers: layers(&per_layer),
+        };
+        work::write_whole(path, page.page()?.as_bytes())?;
+    }
     emit(&match args.format {
         Format::Json => {
             let row = |(i, result)| Row {
                 result,
                 machine: &machine,
                 complete,
-                layers: layers.get(i).map(Vec::as_slice),
+                layers: per_layer.get(i).map(Vec::as_slice),
                 predicted_ms: predicted.as_ref().and_then(|p| p.ms(result)),
+                pace: predicted.as_ref().map(|p| p.pace),
                 power: power.member(i),
             };
             json(&results.iter().enumerate().map(row).collect::<Vec<_>>())?
@@ -181,118 +203,22 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         Format::Text => {
             text(&results, &machine, complete)
                 + &predicted.as_ref().map_or_else(String::new, |p| p.text(&results))
-                + &layer_text(&layers)
+                + &layer_text(&per_layer)
                 + &power_text(&power, &results)
         }
     })?;
     Ok(if interrupted() { ExitCode::from(INTERRUPTED) } else { ExitCode::SUCCESS })
 }
 
-/// One row per layer of any network, milliseconds in each, and the ratio of the last to the first.
-fn layer_text(networks: &[Vec<LayerTime>]) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for layer in networks.iter().flatten() {
-        if !names.contains(&layer.layer.as_str()) {
-            names.push(&layer.layer);
-        }
-    }
-    if names.is_empty() {
-        return String::new();
-    }
-    let headings: Vec<String> = (1..=networks.len()).map(|i| format!("ms in {i}")).collect();
-    let mut headings: Vec<&str> = headings.iter().map(String::as_str).collect();
-    headings.insert(0, "layer");
-    headings.push("last / first");
-    let mut rows = table(&headings);
-    let sum = |name: Option<&str>, network: &[LayerTime]| -> Option<f64> {
-        let of = |l: &&LayerTime| name.is_none_or(|n| l.layer == n);
-        let times: Vec<f64> = network.iter().filter(of).map(|l| l.ms).collect();
-        (!times.is_empty()).then(|| times.iter().sum())
-    };
-    for name in names.into_iter().map(Some).chain([None]) {
-        let times: Vec<Option<f64>> = networks.iter().map(|n| sum(name, n)).collect();
-        let ratio = match (times.first(), times.last()) {
-            (Some(Some(first)), Some(Some(last))) if networks.len() > 1 => format!("{:.3}", last / first),
-            _ => "-".to_owned(),
-        };
-        let mut row = vec![shorten(name.unwrap_or("together"), 48)];
-        row.extend(times.iter().map(|t| t.map_or("-".to_owned(), significant)));
-        row.push(ratio);
-        rows.add_row(row);
-    }
-    format!("\n{}", render(&rows))
+/// Rounds in words, and how many hundredths are done: by rounds or seconds, whichever is further from its end.
+fn progress_of(done: usize, options: &BenchOptions, started: Instant) -> (String, usize) {
+    let by_rounds = done as f64 / options.runs.max(1) as f64;
+    let by_time = started.elapsed().as_secs_f64() / options.min_seconds.max(1e-9);
+    (format!("{done} rounds"), (100.0 * by_rounds.min(by_time).min(1.0)) as usize)
 }
 
-fn power_text(power: &Power, results: &[BenchResult]) -> String {
-    let names: Vec<String> = results
-        .iter()
-        .map(|r| if r.n_fused > 0 { format!("{}, fused", r.file) } else { r.file.clone() })
-        .collect();
-    power.text(&names.iter().map(String::as_str).collect::<Vec<_>>())
-}
-
-fn text(results: &[BenchResult], machine: &Machine, complete: bool) -> String {
-    let mut out = String::new();
-    if let Some(first) = results.first() {
-        let threads = if first.threads == 1 { "thread" } else { "threads" };
-        let _ = writeln!(out, "{} rounds, {} {threads}", first.n_runs, first.threads);
-    }
-    let mut kernels: Vec<&str> = results.iter().flat_map(|r| &r.kernels).map(String::as_str).collect();
-    kernels.sort_unstable();
-    kernels.dedup();
-    let _ = writeln!(out, "{}; tract's kernels: {}", machine.summary(), kernels.join(" "));
-    if !complete {
-        out.push_str("PARTIAL: interrupted; these are the rounds so far\n");
-    }
-    let mut rows = table(&[
-        "file",
-        "engine",
-        "batch",
-        "median ms",
-        "p10–p90",
-        "cold",
-        "images/s",
-        "memory",
-        "time",
-        "95 % interval",
-    ]);
-    for r in results {
-        let [low, high] = r.time_ratio_interval;
-        rows.add_row([
-            shorten(&r.file, 36),
-            engine_name(&r.engine, r.n_fused),
-            r.batch.to_string(),
-            significant(r.median_ms),
-            format!("{}–{}", significant(r.p10_ms), significant(r.p90_ms)),
-            significant(r.cold_ms),
-            significant(r.images_per_second),
-            r.peak_memory_bytes.map_or("-".to_owned(), |n| format!("{:.1} MB", n as f64 / 1e6)),
-            format!("{:.3}", r.time_ratio),
-            format!("{low:.3}–{high:.3}"),
-        ]);
-    }
-    out.push_str(&render(&rows));
-    out
-}
-
-/// Three or four significant digits, without exponent.
-pub(crate) fn significant(value: f64) -> String {
-    let decimals = match value.abs() {
-        v if v >= 100.0 => 0,
-        v if v >= 10.0 => 1,
-        v if v >= 1.0 => 2,
-        v if v >= 0.1 => 3,
-        _ => 4,
-    };
-    format!("{value:.decimals$}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::significant;
-
-    #[test]
-    fn times_have_three_digits() {
-        assert_eq!([1234.5, 56.78, 1.2345, 0.5678].map(significant), ["1234", "56.8", "1.23", "0.568"]);
-    }
+/// What a network costs, where it can be read as a graph: a picture of times does without.
+fn cost_of(model: &Path, dims: &[(String, usize)]) -> Option<Cost> {
+    let graph = network::read(model).ok()?.graph;
+    Some(cost::of_pinned(&graph, dims))
 }

@@ -22,8 +22,8 @@ use anyhow::anyhow;
 use basisopt_ir::Graph;
 use basisopt_passes::cost::{self, Cost};
 use basisopt_passes::{
-    Calibration, Item, Judge, Manager, Observer, PassReport, Pipeline, Registry, Samples, Target, Training,
-    n_classes,
+    Calibration, Item, Judge, Manager, Observer, PassReport, Pipeline, Quantity, Registry, Samples, Target,
+    Training, n_classes,
 };
 use basisopt_runtime::{Dataset, Source};
 use report::{JsonReport, Size, layers, ranks_file};
@@ -48,8 +48,9 @@ Examples:
   basisopt compress m.onnx --data images/ --budget drop=1.0 -o small.onnx
       as small as can be while no more than one point of accuracy is lost
   basisopt compress m.onnx --data images/ --budget latency=0.6 -o small.onnx
-  basisopt compress m.onnx --data images/ --budget latency=0.6 --device board.json -o small.onnx
       six tenths of the time per image on this machine
+  basisopt compress m.onnx --data images/ --budget latency=12ms --device board.json -o small.onnx
+      12 ms on the board that board.json is a profile of, see profile-device
   basisopt compress m.onnx --data images/ --budget bytes=0.5 --save-ranks ranks.txt --layers
       half the bytes: what it would do, layer by layer; the ranks to edit and give back with --ranks
   basisopt compress m.onnx --data images/ --budget macs=0.36 --fine-tune epochs=10:flip=on -o small.onnx
@@ -212,6 +213,9 @@ impl Observer for Costs<'_> {
 pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let target = args.budget.as_deref().map(Target::parse).transpose().map_err(budget_error)?;
+    if args.device.is_some() && target.and_then(Target::quantity) != Some(Quantity::Latency) {
+        return Err(Usage("--device says whose time counts: give --budget latency=…".to_owned()).into());
+    }
     if let Some(output) = &args.output {
         if output == std::path::Path::new("-") {
             return Err(Usage(

@@ -1,5 +1,6 @@
 //! The numerical check of the pass manager, by tract.
 
+use crate::progress::interrupted;
 use crate::work::count;
 use basisopt_ir::{Graph, Tensor};
 use basisopt_onnx::Source;
@@ -14,13 +15,20 @@ use bytes::Bytes;
 const ROUNDS: usize = 7;
 const SECONDS: f64 = 0.03;
 
-/// The processor and how tract runs on it, in words that are the same in every process on the same device.
+/// The board and its processor, how tract runs on it, and this program's version, whose kernels are part of it: in words
+/// that are the same in every process on the same device.
 pub(crate) fn device(engine: Engine, threads: usize) -> String {
     let machine = Machine::here();
-    let cpu = machine.cpu.as_deref().unwrap_or("unnamed processor");
-    let (instructions, engine) =
-        (machine.instructions.join(" "), if engine == Engine::Stock { "stock" } else { "fused" });
-    format!("{cpu}, {} {instructions}; {ENGINE} {engine}, {}", machine.architecture, count(threads, "thread"))
+    let parts: Vec<&str> = [&machine.board, &machine.cpu].into_iter().flatten().map(String::as_str).collect();
+    let engine = if engine == Engine::Stock { "stock" } else { "fused" };
+    format!(
+        "{}, {} {}; {ENGINE} {engine}, {}; basisopt {}",
+        parts.join(", "),
+        machine.architecture,
+        machine.instructions.join(" "),
+        count(threads, "thread"),
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// Images that are checked at once, if the network has no batch size of its own.
@@ -200,7 +208,8 @@ impl Executor for TractExecutor {
             memory: false,
             ..BenchOptions::default()
         };
-        let results = bench(&sources, &options, &mut |_| true).map_err(|e| words(&self.source, &e))?;
+        let results =
+            bench(&sources, &options, &mut |_| !interrupted()).map_err(|e| words(&self.source, &e))?;
         // Each round's ratio to the first is steadier than any time by itself.
         let first = results.first().map_or(0.0, |r| r.median_ms / r.batch as f64);
         Ok(results.iter().map(|r| r.time_ratio * first * 1e-3).collect())

@@ -9,7 +9,7 @@ use crate::table::{Format, emit, json, render, table};
 use crate::{Globals, INTERRUPTED, work};
 use anyhow::{Context as _, anyhow};
 use basisopt_passes::device::{Chain, DeviceModel, DeviceProfile, FORMAT, KeptOut, Sample, Work};
-use basisopt_runtime::{BenchOptions, Engine, Source, bench};
+use basisopt_runtime::{BenchOptions, BenchResult, Engine, Source, bench};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
     /// Layers to measure.
-    #[arg(long, value_name = "N", default_value_t = 720, value_parser = clap::value_parser!(u64).range(12..=20_000))]
+    #[arg(long, value_name = "N", default_value_t = 720, value_parser = clap::value_parser!(u64).range(12..=5_000))]
     samples: u64,
     /// Threads for the matrix products.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
@@ -72,6 +72,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let options = BenchOptions {
         threads: args.threads as usize,
         engines: vec![engine],
+        along: references(engine == Engine::Fused)?,
         runs: ROUNDS,
         min_seconds: 0.0,
         // In a network its input was just made by the layer before.
@@ -89,7 +90,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         progress.update(done, wanted, "layers");
         let works: Vec<Work> =
             (done..wanted.min(done + BATCH)).map(|i| design::work(i, profile.fused)).collect();
-        let measured = measure(works, design::chain(done / BATCH, profile.fused), &options)?;
+        let measured = measure(works, design::chain(profile.chains.len(), profile.fused), &options)?;
         // Half-measured is not measured.
         if interrupted() {
             break;
@@ -102,6 +103,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         work::write_whole(&args.output, (text.replace("},{", "},\n{") + "\n").as_bytes())?;
     }
     drop(progress);
+    if profile.samples.is_empty() {
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
     let model = DeviceModel::new(&profile);
     let summary = Summary {
         device: &profile.device,
@@ -149,37 +153,40 @@ fn begin(path: &Path, options: &BenchOptions, engine: Engine) -> anyhow::Result<
 ///
 /// # Errors
 /// If it cannot be encoded, which is a bug.
-pub(crate) fn references(pairs: bool) -> anyhow::Result<Vec<Source>> {
-    design::references(pairs).into_iter().map(|work| probe::network(&[work])).collect()
+pub(crate) fn references(fused: bool) -> anyhow::Result<Vec<(Source, Engine)>> {
+    let engine = if fused { Engine::Fused } else { Engine::Stock };
+    let encode = |work| Ok((probe::network(&[work])?, engine));
+    design::references(fused).into_iter().map(encode).collect()
 }
 
-/// The geometric mean of what the references take.
-pub(crate) fn pace_ms(references: impl ExactSizeIterator<Item = f64>) -> f64 {
-    let n = references.len().max(1) as f64;
-    (references.map(|ms| ms.max(f64::MIN_POSITIVE).ln()).sum::<f64>() / n).exp()
+/// The geometric mean of what the references take, undisturbed.
+pub(crate) fn pace_ms(references: &[BenchResult]) -> f64 {
+    let logarithms: f64 = references.iter().map(|r| undisturbed(r).ln()).sum();
+    (logarithms / references.len().max(1) as f64).exp()
 }
 
-/// Measures works side by side, with some that every batch has.
+/// What else the machine does can only add to a time: the fast runs come out the same the next time, the median does not.
+fn undisturbed(result: &BenchResult) -> f64 {
+    // A clock may be too coarse to see anything.
+    result.p10_ms.max(1e-6)
+}
+
+/// Measures works and a small network side by side, with the references.
 fn measure(
     works: Vec<Work>,
     chain: Vec<Work>,
     options: &BenchOptions,
 ) -> anyhow::Result<(Vec<Sample>, Chain)> {
-    let mut sources = references(options.engines == [Engine::Fused])?;
-    let n = sources.len();
-    sources.push(probe::network(&chain)?);
-    for work in &works {
-        sources.push(probe::network(std::slice::from_ref(work))?);
-    }
+    let singles = works.iter().map(std::slice::from_ref);
+    let sources = [&chain[..]].into_iter().chain(singles).map(probe::network);
+    let sources = sources.collect::<anyhow::Result<Vec<_>>>()?;
     let results = bench(&sources, options, &mut |_| !interrupted())?;
-    // What else the machine does can only add to a time: the fast runs come out the same the next time, the median does
-    // not.
-    let times: Vec<f64> = results.iter().map(|r| r.p10_ms.max(1e-6)).collect();
-    let (references, times) = times.split_at_checked(n).context("nothing was measured (this is a bug)")?;
-    let pace_ms = pace_ms(references.iter().copied());
-    let (&ms, times) = times.split_first().context("nothing was measured (this is a bug)")?;
-    let chain = Chain { works: chain, ms, pace_ms };
-    Ok((works.into_iter().zip(times).map(|(work, &ms)| Sample { work, ms, pace_ms }).collect(), chain))
+    let (results, references) =
+        results.split_at_checked(sources.len()).context("nothing was measured (this is a bug)")?;
+    let pace_ms = pace_ms(references);
+    let mut times = results.iter().map(undisturbed);
+    let chain = Chain { works: chain, ms: times.next().unwrap_or_default(), pace_ms };
+    Ok((works.into_iter().zip(times).map(|(work, ms)| Sample { work, ms, pace_ms }).collect(), chain))
 }
 
 fn text(summary: &Summary<'_>, path: &Path) -> String {
@@ -201,8 +208,8 @@ fn text(summary: &Summary<'_>, path: &Path) -> String {
         rows.add_row([
             kept.family.to_owned(),
             kept.n.to_string(),
-            format!("{:.1} %", 100.0 * kept.mean),
-            format!("{:.1} %", 100.0 * kept.median),
+            kept.mean.map_or_else(|| "too few".to_owned(), |e| format!("{:.1} %", 100.0 * e)),
+            kept.median.map_or_else(|| "-".to_owned(), |e| format!("{:.1} %", 100.0 * e)),
         ]);
     }
     out.push_str(&render(&rows));

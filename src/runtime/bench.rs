@@ -21,6 +21,9 @@ pub struct BenchOptions {
     /// How factorised layers run: every network is measured with each of these. One that has no factorised
     /// layers is measured once.
     pub engines: Vec<Engine>,
+    /// Networks of fixed sizes that run along, each in one way and one image at a time, to see at which pace the machine
+    /// is; their results come last.
+    pub along: Vec<(Source, Engine)>,
     /// Rounds to measure, at least. Each round runs every network once.
     pub runs: usize,
     /// Goes on with rounds until they have taken this long together, in seconds.
@@ -43,6 +46,7 @@ impl Default for BenchOptions {
             dims: Vec::new(),
             threads: 1,
             engines: vec![Engine::Fastest],
+            along: Vec::new(),
             runs: 20,
             min_seconds: 2.0,
             in_a_row: 1,
@@ -125,7 +129,8 @@ pub enum BenchProgress<'a> {
     Round(usize, usize),
 }
 
-/// Measures the networks side by side; the results stand in the order of `sources`.
+/// Measures the networks side by side; the results stand in the order of `sources`, those of [`BenchOptions::along`] after
+/// them.
 ///
 /// `progress` may return `false` to stop after the round; what was measured is then reported. At least one
 /// round is always counted.
@@ -154,6 +159,10 @@ pub fn bench(
                 entries.push((index, source, options.load_options(engine)));
             }
         }
+    }
+    for (i, (source, engine)) in options.along.iter().enumerate() {
+        let load = LoadOptions { engine: *engine, threads: options.threads, ..LoadOptions::default() };
+        entries.push((sources.len() + i, source, load));
     }
     // Memory next, while nothing else is loaded.
     let mut memory = vec![None; entries.len()];

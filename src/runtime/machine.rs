@@ -6,6 +6,8 @@ use std::path::Path;
 /// What speed depends on. What the system does not tell is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Machine {
+    /// The board, as its device tree names it; most computers have none.
+    pub board: Option<String>,
     /// The processor, as it names itself.
     pub cpu: Option<String>,
     /// Architecture that this program was built for: `x86_64`, `aarch64`.
@@ -23,7 +25,8 @@ impl Machine {
     pub fn here() -> Self {
         let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         Self {
-            cpu: cpu_name(&cpuinfo).or_else(|| device_tree_model(Path::new("/proc/device-tree/model"))),
+            board: device_tree_model(Path::new("/proc/device-tree/model")),
+            cpu: cpu_name(&cpuinfo),
             architecture: std::env::consts::ARCH,
             n_cpus: std::thread::available_parallelism().map_or(1, usize::from),
             instructions: instructions(),
@@ -35,7 +38,7 @@ impl Machine {
 
     /// One line of it.
     pub fn summary(&self) -> String {
-        let cpu = self.cpu.as_deref().unwrap_or(self.architecture);
+        let cpu = self.cpu.as_ref().or(self.board.as_ref()).map_or(self.architecture, String::as_str);
         let mut line = format!("{cpu}, {} CPUs, {}", self.n_cpus, self.instructions.join(" "));
         if let Some(governor) = &self.governor {
             line.push_str("; governor ");

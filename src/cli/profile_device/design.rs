@@ -28,35 +28,60 @@ pub(super) fn references(pairs: bool) -> Vec<Work> {
     ]
 }
 
+/// Whose turn it is, over and over: what matters most is measured most.
+const TURNS: [Turn; 20] = {
+    use Turn::{Conv, Depthwise, Linear, Pair, Pointwise, Rest, Stair};
+    [
+        Conv, Pair, Stair, Conv, Pointwise, Pair, Rest, Conv, Pair, Stair, Depthwise, Conv, Pair, Linear,
+        Pointwise, Stair, Conv, Pair, Depthwise, Rest,
+    ]
+};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Conv,
+    Pair,
+    Pointwise,
+    Depthwise,
+    Linear,
+    Rest,
+    Stair,
+}
+
 /// The work to measure at this place of the order. Without `pairs` none are pairs.
 pub(super) fn work(i: usize, pairs: bool) -> Work {
-    // Every sixth is a stair, while there are any.
-    let (round, place) = (i / 6, i % 6);
-    if place == 5 && round < 2 * STAIRS {
-        return stair(round, pairs);
+    let (round, place) = (i / TURNS.len(), i % TURNS.len());
+    let mut turn = TURNS[place];
+    // How many of the same turn came before.
+    let count = |until: usize| TURNS[..until].iter().filter(|t| **t == turn).count();
+    let i = round * count(TURNS.len()) + count(place);
+    let n_stairs = if pairs { 2 * STAIRS } else { STAIRS };
+    if turn == Turn::Stair && i < n_stairs {
+        return stair(i, pairs);
     }
-    let of = i - round.min(2 * STAIRS);
-    let mut at = Point { i: of, axis: 0 };
-    // Out of twenty; what matters most is measured most.
-    match at.below(20) {
-        0..6 => conv(&mut at),
-        6..12 if pairs => pair(&mut at),
-        6..9 => conv(&mut at),
-        9..14 => pointwise(&mut at),
-        14 | 15 => depthwise(&mut at),
-        16 => Work::Linear { n_in: at.size(16, 4096), n_out: at.size(10, 1024), n_rows: 1 },
-        17 => pool(&mut at),
-        _ => rest(&mut at),
+    if turn == Turn::Stair || turn == Turn::Pair && !pairs {
+        turn = Turn::Conv;
+    }
+    // A sequence of its own each.
+    let mut at = Point { i: i + 1000 * place, axis: 0 };
+    match turn {
+        Turn::Conv | Turn::Stair => conv(&mut at),
+        Turn::Pair => pair(&mut at),
+        Turn::Pointwise => pointwise(&mut at),
+        Turn::Depthwise => depthwise(&mut at),
+        Turn::Linear => linear(&mut at),
+        Turn::Rest => rest(i, &mut at),
     }
 }
 
 /// One layer with 1, 2, 3 … filters, and a pair of it: what tiles of kernels make of them is a staircase. The steps are
 /// measured in an order that spreads them.
-fn stair(round: usize, pairs: bool) -> Work {
+fn stair(i: usize, pairs: bool) -> Work {
+    let (step, is_pair) = if pairs { (i / 2, i % 2 == 1) } else { (i, false) };
     // 29 and 48 have no common factor.
-    let n = (round / 2 * 29) % STAIRS + 1;
+    let n = (step * 29) % STAIRS + 1;
     let (kernel, strides, n_in, output) = ([3, 3], [1, 1], 64, [14, 14]);
-    match round % 2 == 1 && pairs {
+    match is_pair {
         true => Work::Pair { kernel, strides, n_in, rank: n, n_out: 64, output },
         false => Work::Conv { kernel, strides, n_in, n_out: n, output },
     }
@@ -179,22 +204,24 @@ fn pool(at: &mut Point) -> Work {
     Work::Pool { kernel, strides, n_channels, output: output(at, 400 * n_channels, false) }
 }
 
-fn rest(at: &mut Point) -> Work {
-    let kind = at.below(6);
-    if kind >= 4 {
-        let n_channels = at.channels(16, 512);
-        let output = output(at, 4000 * n_channels, false);
-        return match kind {
-            4 => Work::Lrn { n_channels, size: 5, output },
-            _ => Work::Scale { n_channels, output },
-        };
-    }
+/// Mostly one vector, sometimes many of them.
+fn linear(at: &mut Point) -> Work {
+    let n_rows = if at.below(3) == 0 { at.size(8, 512) } else { 1 };
+    let (n_in, n_out) = (at.size(16, 4096), at.size(10, 1024));
+    Work::Linear { n_in, n_out, n_rows: n_rows.min((MOST_MACS as usize / (n_in * n_out)).max(1)) }
+}
+
+fn rest(i: usize, at: &mut Point) -> Work {
     let n_elements = at.size(100, 2_000_000);
-    match kind {
-        0 => Work::Map { n_elements, n_operands: 1 },
-        1 => Work::Map { n_elements, n_operands: 2 },
-        2 => Work::Exp { n_elements: n_elements.min(300_000) },
-        _ => Work::Copy { n_elements },
+    let n_channels = at.channels(16, 512);
+    let image = output(at, 4000 * n_channels, false);
+    match i % 6 {
+        0 => pool(at),
+        1 => Work::Map { n_elements, n_operands: 1 + at.below(2) },
+        2 => Work::Copy { n_elements },
+        3 => Work::Scale { n_channels, output: image },
+        4 => Work::Exp { n_elements: n_elements.min(300_000) },
+        _ => Work::Lrn { n_channels, size: 3 + 2 * at.below(3), output: image },
     }
 }
 
@@ -234,32 +261,39 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
+    /// In whatever part of the whole, there are enough of each kind to predict from.
     #[test]
     fn every_kind_and_every_stair_is_measured() {
-        let works: Vec<Work> = (0..600).map(|i| work(i, true)).collect();
-        let count = |is: fn(&Work) -> bool| works.iter().filter(|w| is(w)).count();
-        assert!(count(|w| matches!(w, Work::Conv { .. })) > 200);
-        assert!(count(|w| matches!(w, Work::Pair { .. })) > 150);
-        for n in [
-            count(|w| matches!(w, Work::Depthwise { .. })),
-            count(|w| matches!(w, Work::Linear { .. })),
-            count(|w| matches!(w, Work::Pool { .. })),
-            count(|w| matches!(w, Work::Map { .. })),
-            count(|w| matches!(w, Work::Exp { .. })),
-            count(|w| matches!(w, Work::Scale { .. })),
-            count(|w| matches!(w, Work::Lrn { .. })),
-            count(|w| matches!(w, Work::Copy { .. })),
-        ] {
-            assert!(n >= 4, "{n}");
+        type Kind = fn(&Work) -> bool;
+        let kinds: [(Kind, usize); 9] = [
+            (|w| matches!(w, Work::Conv { kernel: [1, 1], .. }), 20),
+            (|w| matches!(w, Work::Conv { .. }), 60),
+            (|w| matches!(w, Work::Depthwise { .. }), 20),
+            (|w| matches!(w, Work::Linear { .. }), 10),
+            (|w| matches!(w, Work::Pool { .. }), 4),
+            (|w| matches!(w, Work::Map { .. }), 4),
+            (|w| matches!(w, Work::Exp { .. }), 4),
+            (|w| matches!(w, Work::Scale { .. }), 4),
+            (|w| matches!(w, Work::Copy { .. }), 4),
+        ];
+        for pairs in [true, false] {
+            let works: Vec<Work> = (0..240).map(|i| work(i, pairs)).collect();
+            for (i, (is, least)) in kinds.iter().enumerate() {
+                let n = works.iter().filter(|w| is(w)).count();
+                assert!(n >= *least, "kind {i}: {n}");
+            }
+            let n_pairs = works.iter().filter(|w| matches!(w, Work::Pair { .. })).count();
+            assert_eq!(n_pairs > 70, pairs);
         }
-        let stairs: BTreeSet<usize> = (0..2 * STAIRS)
-            .filter_map(|round| match stair(round, true) {
-                Work::Pair { rank, .. } => Some(rank),
+        let stairs = |pairs: bool| {
+            let ranks = (0..720).filter_map(|i| match work(i, pairs) {
+                Work::Pair { kernel: [3, 3], n_in: 64, n_out: 64, output: [14, 14], rank, .. } => Some(rank),
+                Work::Conv { kernel: [3, 3], n_in: 64, output: [14, 14], n_out, .. } if !pairs => Some(n_out),
                 _ => None,
-            })
-            .collect();
-        assert_eq!(stairs.len(), STAIRS);
-        assert!((0..2000).all(|i| !matches!(work(i, false), Work::Pair { .. })));
+            });
+            ranks.collect::<BTreeSet<usize>>()
+        };
+        assert!((1..=STAIRS).all(|n| stairs(true).contains(&n) && stairs(false).contains(&n)));
     }
 
     #[test]
