@@ -255,7 +255,9 @@ fn second_of(graph: &Graph, id: NodeId, g: &ConvGeometry) -> Option<(NodeId, usi
     let is_constant = |id| graph.constant_input(id, 1).is_some();
     let plain = g.group == 1
         && !g.transposed
-        && (g.n_spatial == 2 || g.n_spatial == 1 && !g.is_pointwise())
+        // tract makes a product and a sum of a 1×1 convolution with a bias.
+        && (!g.is_pointwise() || g.n_spatial == 2 && !g.has_bias)
+        && g.n_spatial <= 2
         && g.dtype == Some(DType::F32)
         && is_constant(id);
     let [reader] = graph.uses(value)[..] else { return None };
