@@ -46,7 +46,7 @@ pub struct Sample {
     /// Of what.
     #[serde(flatten)]
     pub work: Work,
-    /// What a network of it alone took, undisturbed, in milliseconds.
+    /// What a network of it alone took, the median, in milliseconds.
     pub ms: f64,
     /// What some work took that is measured along with everything else, in milliseconds: a device that was slower
     /// meanwhile, being hot or busy, was slower for both.

@@ -102,11 +102,11 @@ impl Predictions {
         is_same.then_some(network.ms * self.pace)
     }
 
-    /// A table of them. They are held against the fast runs, which is what a profile is made of.
+    /// A table of them.
     pub(crate) fn text(&self, results: &[BenchResult]) -> String {
-        let mut rows = table(&["file", "engine", "p10 ms", "predicted", "off by"]);
+        let mut rows = table(&["file", "engine", "median ms", "predicted", "off by"]);
         for r in results {
-            let measured = r.p10_ms / r.batch as f64;
+            let measured = r.median_ms / r.batch as f64;
             let (ms, off) = match self.ms(r) {
                 Some(ms) => (significant(ms), format!("{:+.1} %", 100.0 * (ms / measured - 1.0))),
                 None => ("-".to_owned(), "-".to_owned()),

@@ -159,16 +159,17 @@ pub(crate) fn references(fused: bool) -> anyhow::Result<Vec<(Source, Engine)>> {
     design::references(fused).into_iter().map(encode).collect()
 }
 
-/// The geometric mean of what the references take, undisturbed.
+/// The geometric mean of what the references take.
 pub(crate) fn pace_ms(references: &[BenchResult]) -> f64 {
-    let logarithms: f64 = references.iter().map(|r| undisturbed(r).ln()).sum();
+    let logarithms: f64 = references.iter().map(|r| typical(r).ln()).sum();
     (logarithms / references.len().max(1) as f64).exp()
 }
 
-/// What else the machine does can only add to a time: the fast runs come out the same the next time, the median does not.
-fn undisturbed(result: &BenchResult) -> f64 {
+/// The median, as `bench` has it. Fast runs would come out more alike the next time, but on a busy machine no network of
+/// many layers has all of them run fast.
+fn typical(result: &BenchResult) -> f64 {
     // A clock may be too coarse to see anything.
-    result.p10_ms.max(1e-6)
+    result.median_ms.max(1e-6)
 }
 
 /// Measures works and a small network side by side, with the references.
@@ -184,7 +185,7 @@ fn measure(
     let (results, references) =
         results.split_at_checked(sources.len()).context("nothing was measured (this is a bug)")?;
     let pace_ms = pace_ms(references);
-    let mut times = results.iter().map(undisturbed);
+    let mut times = results.iter().map(typical);
     let chain = Chain { works: chain, ms: times.next().unwrap_or_default(), pace_ms };
     Ok((works.into_iter().zip(times).map(|(work, ms)| Sample { work, ms, pace_ms }).collect(), chain))
 }
