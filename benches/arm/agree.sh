@@ -18,10 +18,13 @@ network=fixtures/models/glyphnet.onnx
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
+# outputs WHAT NETWORK: what stock tract gives here against what stock tract and fused factors give there.
 outputs() {
     "$here/examples/outputs" write "$2" "$scratch/outputs"
     printf '%s: ' "$1"
     "$qemu" "$there/examples/outputs" check "$2" "$scratch/outputs"
+    printf '%s, fused there: ' "$1"
+    "$qemu" "$there/examples/outputs" check "$2" "$scratch/outputs" fused
 }
 outputs "the network in fixtures/" "$network"
 

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! outputs write NETWORK FILE
-//! outputs check NETWORK FILE
+//! outputs check NETWORK FILE [fused]
 //! ```
 //!
 //! The inputs stand in the file, as their last bits may hang on a machine's mathematical library.
@@ -11,7 +11,7 @@
 #![allow(clippy::print_stdout, reason = "a program for scripts")]
 
 use basisopt::ir::Tensor;
-use basisopt::runtime::{LoadOptions, Session, Source, random_inputs};
+use basisopt::runtime::{Engine, LoadOptions, Session, Source, random_inputs};
 use std::error::Error;
 
 /// What outputs may differ by, relative to the largest magnitude of the output.
@@ -20,10 +20,13 @@ const IMAGES: u64 = 4;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [task, network, path] = arguments.as_slice() else {
-        return Err("usage: outputs write|check NETWORK FILE".into());
+    let (task, network, path, engine) = match arguments.as_slice() {
+        [task, network, path] => (task, network, path, Engine::Stock),
+        [task, network, path, engine] if engine == "fused" => (task, network, path, Engine::Fused),
+        _ => return Err("usage: outputs write|check NETWORK FILE [fused]".into()),
     };
-    let mut session = Session::load(&Source::from_file(network)?, &LoadOptions::default())?;
+    let options = LoadOptions { engine, ..LoadOptions::default() };
+    let mut session = Session::load(&Source::from_file(network)?, &options)?;
     match task.as_str() {
         "write" => {
             let mut bytes = Vec::new();

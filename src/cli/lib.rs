@@ -71,7 +71,7 @@ enum Command {
     /// Run passes over a network, in the order of their flags.
     Opt(opt::Args),
     /// Fold, choose ranks for a budget, factorise, compare, report: the recipe in one command.
-    Compress(compress::Args),
+    Compress(Box<compress::Args>),
     /// Try many budgets in one run: a table, CSV, JSON and a page with curves, spectra and ranks.
     Sweep(sweep::Args),
     /// Show every layer: shape, cost, spectrum, ranks, and why it can or cannot be factored.
@@ -146,7 +146,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     let globals = &cli.globals;
     match cli.command {
         Command::Opt(args) => opt::run(args, globals),
-        Command::Compress(args) => compress::run(args, globals),
+        Command::Compress(args) => compress::run(*args, globals),
         Command::Sweep(args) => sweep::run(args, globals),
         Command::Inspect(args) => inspect::run(args, globals),
         Command::Print(args) => print::run(args, globals),
