@@ -45,7 +45,7 @@ fn inputs(work: &Work) -> Vec<String> {
         Work::Lrn { n_channels, output, .. } | Work::Scale { n_channels, output } => {
             vec![image(n_channels, [1, 1], [1, 1], output)]
         }
-        Work::Linear { n_in, n_rows, .. } => vec![format!("f32[{n_rows},{n_in}]")],
+        Work::Linear { n_in, n_rows, .. } => vec![format!("f32[1,{n_rows},{n_in}]")],
         Work::Map { n_elements, n_operands } => vec![vector(n_elements); n_operands],
         Work::Exp { n_elements } => vec![vector(n_elements)],
         Work::Copy { n_elements } => vec![vector(n_elements.div_ceil(2)), vector((n_elements / 2).max(1))],
@@ -73,7 +73,7 @@ fn node(work: &Work, from: &str, to: &str) -> Option<String> {
             layer(from, to, &[n_channels, 1], n_channels, kernel, strides)
         }
         Work::Linear { n_in, n_out, .. } => format!(
-            "  %{to}_w = f32[{n_in},{n_out}] randn(seed=1)\n  %{to}_b = f32[{n_out}] randn(seed=2)\n  %{to} = Gemm(%{from}, %{to}_w, %{to}_b)\n"
+            "  %{to}_w = f32[{n_in},{n_out}] randn(seed=1)\n  %{to}_b = f32[{n_out}] randn(seed=2)\n  %{to}_a = MatMul(%{from}, %{to}_w)\n  %{to} = Add(%{to}_a, %{to}_b)\n"
         ),
         Work::Pool { kernel, strides, .. } => {
             let [height, width] = kernel;
