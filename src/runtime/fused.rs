@@ -41,12 +41,14 @@ impl ModelTransform for FuseBasisConv {
 
 tract_core::register_simple_model_transform!("fuse_basis_conv", FuseBasisConv);
 
-/// Fuses all pairs of a decluttered model; returns how many there were.
+/// Fuses all pairs of a model, decluttered or not; returns how many there were.
 ///
 /// # Errors
 /// tract's, if the model is not well formed.
 pub fn fuse(model: &mut TypedModel) -> TractResult<usize> {
     let mut n_fused = 0;
+    // In a model that was not decluttered, weights and biases may be computed from constants.
+    model.prop_consts()?;
     for id in model.eval_order()? {
         // Nodes that an earlier patch replaced are dummies by now.
         let Some((found, op)) = Found::at(model, id)? else { continue };
@@ -60,6 +62,12 @@ pub fn fuse(model: &mut TypedModel) -> TractResult<usize> {
     model.prop_consts()?;
     model.compact()?;
     Ok(n_fused)
+}
+
+/// Whether there are convolutions with channels behind rows and columns: no pair is found among these.
+pub(crate) fn has_channels_last(model: &TypedModel) -> bool {
+    let is_last = |conv: &Conv| matches!(conv.pool_spec.data_format, DataFormat::NHWC | DataFormat::HWC);
+    model.nodes().iter().any(|node| node.op_as::<Conv>().is_some_and(is_last))
 }
 
 /// A pair in a model.

@@ -7,7 +7,7 @@ use prost::Message;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tract_core::internal::{RunOptions, TValue, TVec, TypedSimplePlan, TypedSimpleState};
+use tract_core::internal::{RunOptions, TValue, TVec, TypedModel, TypedSimplePlan, TypedSimpleState};
 use tract_core::ops::matmul::optimized::OptMatMul;
 use tract_linalg::multithread::Executor;
 use tract_onnx::pb;
@@ -174,10 +174,9 @@ impl Session {
 
         let executor = executor(&name, options.threads)?;
         let model = guard(&name, "type", || parsed.model.into_typed())?;
-        let mut model = guard(&name, "simplify", || model.into_decluttered())?;
-        let n_fused = match fuse {
-            true => guard(&name, "fuse layers of", || fused::fuse(&mut model))?,
-            false => 0,
+        let (model, n_fused) = match fuse {
+            true => simplify_and_fuse(&name, model)?,
+            false => (guard(&name, "simplify", || model.into_decluttered())?, 0),
         };
         let model = match options.optimize {
             true => guard(&name, "optimise", || model.into_optimized())?,
@@ -300,6 +299,26 @@ impl Session {
         }
         result
     }
+}
+
+/// Simplifies a model and fuses its pairs; also returns how many there are.
+fn simplify_and_fuse(name: &str, typed: TypedModel) -> Result<(TypedModel, usize), RuntimeError> {
+    let declutter = |model: TypedModel| guard(name, "simplify", || model.into_decluttered());
+    let fuse = |model: &mut TypedModel| guard(name, "fuse layers of", || fused::fuse(model));
+    let mut model = declutter(typed.clone())?;
+    let n_fused = fuse(&mut model)?;
+    // On aarch64 tract simplifies networks so that channels come last around depthwise convolutions. Pairs are not
+    // found there, but they are before; what is found late is found all the same.
+    if fused::has_channels_last(&model) {
+        let mut early = typed;
+        let n_early = fuse(&mut early)?;
+        let mut early = declutter(early)?;
+        let n_early = n_early + fuse(&mut early)?;
+        if n_early > n_fused {
+            return Ok((early, n_early));
+        }
+    }
+    Ok((model, n_fused))
 }
 
 /// A model that runs on any number of threads at once, each run with a state of its own.
