@@ -191,14 +191,15 @@ impl Pass for AllocateRanks {
         let (survey, ranks) = match self.is_greedy {
             true => search::greedy(graph, cx, &sets, &selection, self.target, self.limits)?,
             false => {
-                // Before hours are spent on a survey, whether the profile can be used.
                 let clock = clock::Clock::of(self.device.as_deref(), cx)?;
-                if clock.is_predicting() {
-                    clock.network(cx, graph)?;
-                }
+                // Before hours are spent on a survey, whether there is a time to go by.
+                let whole = match self.target.quantity() {
+                    Some(Quantity::Latency) => Some(clock.network(cx, graph)?),
+                    _ => None,
+                };
                 let mut survey = Survey::of(graph, cx, &sets)?;
-                if self.target.quantity() == Some(Quantity::Latency) {
-                    survey.time(graph, cx, &sets, self.limits, &clock)?;
+                if let Some(whole) = whole {
+                    survey.time(graph, cx, &sets, self.limits, &clock, whole)?;
                 }
                 search::lagrange(graph, cx, survey, &sets, &selection, self, &clock)?
             }

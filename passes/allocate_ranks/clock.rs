@@ -35,11 +35,6 @@ impl Clock {
         Ok(Self::Profile { model: Box::new(model), device: profile.device, is_here })
     }
 
-    /// Whether times come from a profile, which may lack what a network needs.
-    pub fn is_predicting(&self) -> bool {
-        matches!(self, Self::Profile { .. })
-    }
-
     /// Where that is, in words.
     pub fn place(&self) -> String {
         match self {

@@ -1,9 +1,9 @@
 //! What layers take on a device: whole, and factored at some ranks.
 //!
-//! Every layer is run by itself, or predicted from a profile, once for each shape that occurs in the network, beside its own factors. Times are steps
-//! in the rank, because kernels work in tiles; of the ranks that were measured only the *lower envelope* is offered,
-//! those that no larger rank equals in time, and only where they are faster than the whole layer. A layer without any
-//! stays whole.
+//! Every layer is run by itself, or predicted from a profile, once for each shape that occurs in the network, beside its
+//! own factors. Times are steps in the rank, because kernels work in tiles; of the ranks that were measured only the
+//! *lower envelope* is offered, those that no larger rank equals in time, and only where they are faster than the whole
+//! layer. A layer without any stays whole.
 
 use super::clock::Clock;
 use super::search::{Ranks, factor};
@@ -76,7 +76,7 @@ impl Times {
 }
 
 impl Survey {
-    /// Measures every layer and the network.
+    /// Measures every layer, the network having taken what [`Clock::network`] says.
     pub(super) fn time(
         &mut self,
         graph: &Graph,
@@ -84,9 +84,9 @@ impl Survey {
         sets: &[Set],
         limits: Limits,
         clock: &Clock,
+        (seconds, scale): (f64, f64),
     ) -> Result<(), PassError> {
         let pinned = cost::shaped(graph, &shapes(graph, cx)?);
-        let (seconds, scale) = clock.network(cx, graph)?;
         self.milliseconds = Some(1e3 * seconds);
         let mut known: BTreeMap<String, Times> = BTreeMap::new();
         for (i, (set, surveyed)) in sets.iter().zip(&mut self.layers).enumerate() {
