@@ -46,30 +46,43 @@ pub use driver::bisect::{BisectError, Culprit, bisect};
 pub use driver::check::{Deviation, EXACT_TOLERANCE, Executor, ExecutorError, Program, deviation};
 pub use driver::data::{Calibration, Inputs, Judge, Samples, Session, Training};
 pub use driver::manager::{
-    Check, Manager, ManagerError, NoObserver, Observer, PIPELINE_KEY, PassReport, Report,
+    Check, Manager, ManagerError, NoObserver, Observer, PIPELINE_KEY, PassReport, Report, panic_message,
 };
 pub use driver::options::{Globs, OptionError, OptionKind, OptionSpec, Options};
 pub use driver::pass::{Fidelity, Host, NoHost, Outcome, Pass, PassContext, PassError, PassInfo};
 pub use driver::pipeline::{Item, Pipeline, PipelineError};
 pub use driver::registry::Registry;
 pub use driver::remark::{Refusal, Remark, RemarkKind};
-pub use driver::rule::{Proposal, Rule, apply_everywhere};
+pub use driver::rule::{Proposal, Rule, RulePass, apply_everywhere};
 pub use fine_tune::trainable;
+
+// The built-in passes by name, for pipelines that are put together in Rust (`Pipeline::then`).
+pub use allocate_ranks::INFO as ALLOCATE_RANKS;
+pub use dead_code::INFO as DEAD_CODE;
+pub use eliminate_identity::INFO as ELIMINATE_IDENTITY;
+pub use factorize_conv::INFO as FACTORIZE_CONV;
+pub use factorize_linear::INFO as FACTORIZE_LINEAR;
+pub use fine_tune::INFO as FINE_TUNE;
+pub use fold_batch_norm::INFO as FOLD_BATCH_NORM;
+pub use fold_constants::INFO as FOLD_CONSTANTS;
+pub use freeze_weights::INFO as FREEZE_WEIGHTS;
+pub use merge_factors::INFO as MERGE_FACTORS;
+pub use reconstruct::INFO as RECONSTRUCT;
 pub use training::{meets_goal, n_classes};
 
 /// The built-in passes, in the order in which they are usually run.
 pub const BUILTIN: &[&PassInfo] = &[
-    &freeze_weights::INFO,
-    &fold_constants::INFO,
-    &eliminate_identity::INFO,
-    &fold_batch_norm::INFO,
-    &allocate_ranks::INFO,
-    &factorize_conv::INFO,
-    &factorize_linear::INFO,
-    &reconstruct::INFO,
-    &fine_tune::INFO,
-    &merge_factors::INFO,
-    &dead_code::INFO,
+    &FREEZE_WEIGHTS,
+    &FOLD_CONSTANTS,
+    &ELIMINATE_IDENTITY,
+    &FOLD_BATCH_NORM,
+    &ALLOCATE_RANKS,
+    &FACTORIZE_CONV,
+    &FACTORIZE_LINEAR,
+    &RECONSTRUCT,
+    &FINE_TUNE,
+    &MERGE_FACTORS,
+    &DEAD_CODE,
 ];
 
 /// Pipelines with a name.

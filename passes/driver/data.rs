@@ -87,4 +87,7 @@ impl std::fmt::Debug for Training<'_> {
 pub trait Session: Watch {
     /// The checkpoint to go on from, if the run was begun before.
     fn resume(&mut self) -> Option<Vec<u8>>;
+
+    /// The pipeline is over, and with it all training.
+    fn ended(&mut self) {}
 }

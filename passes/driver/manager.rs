@@ -7,6 +7,8 @@ use crate::driver::pass::{Fidelity, Host, NoHost, Outcome, PassContext, PassErro
 use crate::driver::pipeline::{Item, Pipeline};
 use crate::driver::remark::Remark;
 use basisopt_ir::{DType, Graph, Op, Tensor, Violations, infer, verify};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 /// The metadata key under which the pipeline is stored in the output model.
@@ -79,6 +81,14 @@ pub enum ManagerError {
         pass: String,
         /// Its reason.
         source: PassError,
+    },
+    /// A pass panicked: a bug in it. What it had done to the graph by then is unknown.
+    #[error("{pass} panicked: {message} (this is a bug in the pass)")]
+    Panicked {
+        /// The pass.
+        pass: String,
+        /// What it said.
+        message: String,
     },
     /// A graph that was well-formed is not so after a pass. Shapes may contradict each other all
     /// along and only be known once constants are folded; anything else is a bug in the pass.
@@ -282,7 +292,13 @@ impl Manager<'_> {
                 session: &mut *training.session,
             });
         }
-        let outcome = item.pass.run(graph, &mut cx);
+        // A pass of an embedder's must not take the program down that it is embedded in. Nothing that it borrowed is used
+        // again: callers discard the graph on any error.
+        let run = catch_unwind(AssertUnwindSafe(|| item.pass.run(graph, &mut cx)));
+        let outcome = run.map_err(|payload| ManagerError::Panicked {
+            pass: pass.to_owned(),
+            message: panic_message(&*payload),
+        })?;
         let outcome = outcome.map_err(|source| ManagerError::Pass { pass: pass.to_owned(), source })?;
         let time = started.elapsed();
         self.budget = self.budget.saturating_sub(outcome.n_rewrites());
@@ -337,6 +353,12 @@ impl Manager<'_> {
         before.outputs = outputs;
         Ok(Check::Compared(deviation))
     }
+}
+
+/// What a panic said, as far as it is text.
+pub fn panic_message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no reason given".to_owned())
 }
 
 /// What rounding alone may move outputs by: half precision has fewer digits than the tolerance for

@@ -161,6 +161,9 @@ pub trait Host {
     /// The reason in words.
     fn read_text(&self, path: &str) -> Result<String, String>;
 
+    /// Work outside of passes begins, such as `evaluating`: what [`Host::progress`] says from now on is about it.
+    fn stage(&self, _name: &str) {}
+
     /// Called as work goes on: `done` of `total` units, `what` is being worked at.
     fn progress(&self, done: usize, total: usize, what: &str);
 

@@ -64,6 +64,46 @@ pub enum PipelineError {
 }
 
 impl Pipeline {
+    /// Appends a pass by its description, with its options: a slip in the name of the pass is then for the compiler to
+    /// see. Values are written as they would be in the text of a pipeline.
+    ///
+    /// ```
+    /// use basisopt_passes::{FACTORIZE_CONV, FOLD_BATCH_NORM, Pipeline};
+    ///
+    /// let pipeline = Pipeline::default()
+    ///     .then(&FOLD_BATCH_NORM, &[])?
+    ///     .then(&FACTORIZE_CONV, &[("energy", &0.9), ("multiple", &8)])?;
+    /// assert_eq!(pipeline.to_string(), "fold-batch-norm,factorize-conv:energy=0.9:multiple=8");
+    /// # Ok::<(), basisopt_passes::PipelineError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`PipelineError::Options`] where the pass rejects an option.
+    pub fn then(
+        mut self,
+        info: &'static PassInfo,
+        options: &[(&str, &dyn fmt::Display)],
+    ) -> Result<Self, PipelineError> {
+        let given = options.iter().map(|(key, value)| ((*key).to_owned(), value.to_string())).collect();
+        self.add(info, given)?;
+        Ok(self)
+    }
+
+    /// Appends a pass of the caller's own, as a value: it need not be in any registry. Its options are its own affair, and
+    /// not part of the pipeline's text.
+    #[must_use]
+    pub fn then_pass(mut self, pass: impl Pass + 'static) -> Self {
+        self.items.push(Item { info: pass.info(), given: Vec::new(), pass: Box::new(pass) });
+        self
+    }
+
+    fn add(&mut self, info: &'static PassInfo, given: Vec<(String, String)>) -> Result<(), PipelineError> {
+        let options = Options::check(info.name, info.options, &given)?;
+        let pass = (info.build)(&options)?;
+        self.items.push(Item { info, given, pass });
+        Ok(())
+    }
+
     /// Reads a pipeline.
     ///
     /// # Errors
@@ -109,10 +149,7 @@ impl Pipeline {
                 _ => return Err(PipelineError::Syntax { found: part.to_owned(), expected: "key=value" }),
             }
         }
-        let options = Options::check(info.name, info.options, &given)?;
-        let pass = (info.build)(&options)?;
-        self.items.push(Item { info, given, pass });
-        Ok(())
+        self.add(info, given)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Local rewrite rules and the loop that applies them.
 
-use crate::driver::pass::{Outcome, PassContext, PassError};
+use crate::driver::pass::{Outcome, Pass, PassContext, PassError, PassInfo};
 use crate::driver::remark::Refusal;
 use basisopt_ir::{Graph, NodeId, Rewrite, infer};
 
@@ -22,6 +22,63 @@ pub trait Rule {
     /// # Errors
     /// A [`Refusal`] where it matches but the rewrite would not be legal or would not pay.
     fn rewrite(&self, graph: &Graph, at: NodeId) -> Result<Option<Proposal>, Refusal>;
+}
+
+/// A rule as a pass: applied everywhere, until it finds nothing more.
+///
+/// ```
+/// use basisopt_ir::{Graph, NodeId, Op, Operand, Rewrite, ValueId, op};
+/// use basisopt_passes::{Fidelity, Manager, NoObserver, PassInfo, Pipeline, Proposal, Refusal, Rule, RulePass};
+///
+/// /// `Neg(Neg(x))` is `x`.
+/// #[derive(Clone, Copy, Debug)]
+/// struct DoubleNegation;
+///
+/// impl Rule for DoubleNegation {
+///     fn rewrite(&self, graph: &Graph, at: NodeId) -> Result<Option<Proposal>, Refusal> {
+///         let inner = match (&graph.node(at).op, graph.node_input(at, 0)) {
+///             (Op::Neg(_), Some(v)) if matches!(graph.node(v.node).op, Op::Neg(_)) => v.node,
+///             _ => return Ok(None),
+///         };
+///         let Some(x) = graph.node_input(inner, 0) else { return Ok(None) };
+///         let mut rewrite = Rewrite::at(at);
+///         rewrite.replace(ValueId::of(at), Operand::Existing(x));
+///         Ok(Some(Proposal { rewrite, code: "cancelled", message: "two negations cancel".to_owned() }))
+///     }
+/// }
+///
+/// static INFO: PassInfo = PassInfo {
+///     name: "double-negation",
+///     summary: "remove two negations in a row",
+///     fidelity: Fidelity::Exact,
+///     options: &[],
+///     build: |_| Ok(Box::new(RulePass { info: &INFO, rule: DoubleNegation })),
+/// };
+///
+/// let text = "graph @g(%x: f32[2]) -> (%y) {\n  %a = Abs(%x)\n  %n = Neg(%a)\n  %m = Neg(%n)\n  %y = Relu(%m)\n}\n";
+/// let mut graph: Graph = text.parse()?;
+/// let pipeline = Pipeline::default().then_pass(RulePass { info: &INFO, rule: DoubleNegation });
+/// let report = Manager::default().run(&mut graph, &pipeline, &mut NoObserver)?;
+/// assert_eq!(report.n_rewrites(), 1);
+/// # let _ = op::Neg {};
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct RulePass<R> {
+    /// What there is to know about the pass.
+    pub info: &'static PassInfo,
+    /// What it applies.
+    pub rule: R,
+}
+
+impl<R: Rule + std::fmt::Debug + Send + Sync> Pass for RulePass<R> {
+    fn info(&self) -> &'static PassInfo {
+        self.info
+    }
+
+    fn run(&self, graph: &mut Graph, cx: &mut PassContext<'_>) -> Result<Outcome, PassError> {
+        apply_everywhere(&self.rule, graph, cx)
+    }
 }
 
 /// Applies a rule everywhere, again and again until it finds nothing more. Refusals of the last

@@ -78,7 +78,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     work::import_notes(&mut model, globals.quiet);
     network::check_dims(model.source().file(), &model.graph, &args.check.dims)?;
     if !pipeline.items.is_empty() {
-        work::refuse_non_finite(&model)?;
+        basisopt_embed::optimize::refuse_non_finite(&model)?;
     }
     let mut executor = args.check.executor(&model, &args.model)?;
     let mut whole: Option<Deviation> = None;

@@ -1,42 +1,30 @@
 //! `compress`: the recipe in one command.
 
-mod ladder;
 mod report;
 
 use crate::engine::EngineArg;
-use crate::executor::TractExecutor;
 use crate::host::CliHost;
-use crate::material::{HELD_OUT, ImageJudge, JUDGED, Material, Use};
-use crate::measure::measure;
 use crate::network::RunArgs;
 use crate::opt::{explain, give_up};
-use crate::progress::Progress;
 use crate::progress::interrupted;
-use crate::samples::{DataSamples, calibration_memory};
 use crate::table::{Format, emit};
-use crate::training::{CliSession, DatasetExamples, TrainArgs};
+use crate::training::{CliSession, TrainArgs};
 use crate::watch::{Shown, Watcher};
 use crate::work;
-use crate::{Globals, Usage, data::DataArgs, network};
-use anyhow::anyhow;
-use basisopt_ir::Graph;
-use basisopt_passes::cost::{self, Cost};
-use basisopt_passes::{
-    Calibration, Item, Judge, Manager, Observer, PassReport, Pipeline, Quantity, Registry, Samples, Target,
-    Training, n_classes,
+use crate::{
+    Globals, Usage,
+    data::{self, DataArgs},
+    network,
 };
-use basisopt_runtime::{Dataset, Source};
-use report::{JsonReport, Size, layers, ranks_file};
-use std::fmt::Write as _;
-use std::path::PathBuf;
+use basisopt_embed::material::HELD_OUT;
+use basisopt_embed::optimize::refuse_non_finite;
+use basisopt_embed::{CompressOptions, EmbedError, Method, Recipe, RecipeError, Settings, Use, compress};
+use basisopt_runtime::Dataset;
+use report::{JsonReport, curves};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
-
-/// The passes that make the network smaller.
-const PASSES: [&str; 2] = ["factorize-conv", "factorize-linear"];
-/// What is done where neither a budget nor a rule is given: with data, and without.
-const DEFAULT_BUDGET: &str = "drop:1.0";
-const DEFAULT_ENERGY: &str = "0.95";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -179,43 +167,18 @@ pub(crate) enum MethodArg {
     Sequential,
 }
 
-impl MethodArg {
-    /// The name in pipelines and reports.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Weights => "weights",
-            Self::Output => "output",
-            Self::Sequential => "sequential",
+impl From<MethodArg> for Method {
+    fn from(arg: MethodArg) -> Self {
+        match arg {
+            MethodArg::Weights => Self::Weights,
+            MethodArg::Output => Self::Output,
+            MethodArg::Sequential => Self::Sequential,
         }
     }
 }
 
-/// Notes what the layers cost just before they are factored: folding renames none, but may remove.
-struct Costs<'a> {
-    watcher: Watcher<'a>,
-    dims: &'a [(String, usize)],
-    cost: Cost,
-}
-
-impl Observer for Costs<'_> {
-    fn before(&mut self, index: usize, item: &Item, graph: &Graph) {
-        if item.info.name == PASSES[0] {
-            self.cost = cost::of_pinned(graph, self.dims);
-        }
-        self.watcher.before(index, item, graph);
-    }
-
-    fn after(&mut self, index: usize, item: &Item, graph: &Graph, report: &PassReport) {
-        self.watcher.after(index, item, graph, report);
-    }
-}
-
-pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
-    let target = args.budget.as_deref().map(Target::parse).transpose().map_err(budget_error)?;
-    if args.device.is_some() && target.and_then(Target::quantity) != Some(Quantity::Latency) {
-        return Err(Usage("--device says whose time counts: give --budget latency=…".to_owned()).into());
-    }
     if let Some(output) = &args.output {
         if output == std::path::Path::new("-") {
             return Err(Usage(
@@ -245,19 +208,14 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
             Usage("--resume, --log and --checkpoint are for training: give --fine-tune".to_owned()).into()
         );
     }
+    let recipe = recipe(&args);
     // Slips in the options before slow work.
-    pipeline(&args, true, true)?;
+    let likely = recipe.pipeline(true, true).map_err(usage)?;
     let host = CliHost::new(globals.quiet);
     let mut model = network::model(&args.model)?;
     let file = model.source().file().to_owned();
-    let by_accuracy = args.greedy || target.is_none() || matches!(target, Some(Target::Drop(_)));
-    let is_judged = by_accuracy && args.energy.is_none() && args.ranks.is_none();
-    let use_ = match (&args.fine_tune, is_judged) {
-        (Some(_), _) => Use::Train,
-        (None, true) => Use::Judge,
-        (None, false) => Use::Report,
-    };
-    let material = Material::open(&args.data, &args.model, args.calibration.as_deref(), use_, HELD_OUT)?;
+    let use_ = Use::of(&recipe);
+    let material = args.data.share(&args.model, args.calibration.as_deref(), use_, HELD_OUT)?;
     if args.fine_tune.is_some() && material.training.is_none() {
         return Err(Usage("--fine-tune needs images to train on: give --data PATH".to_owned()).into());
     }
@@ -266,112 +224,45 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
         None => CliSession::none(),
     };
     work::import_notes(&mut model, globals.quiet);
-    work::refuse_non_finite(&model)?;
+    refuse_non_finite(&model)?;
     network::check_dims(&file, &model.graph, &args.run.dims)?;
-    let dims = &args.run.dims.clone();
-    let before = Size { file_bytes: model.source().n_bytes(), cost: cost::of_pinned(&model.graph, dims) };
-    let original = encode(&model, file.clone())?;
-
-    let seed = args.data.seed.unwrap_or(0);
-    let source = model.source().clone();
-    let timing = (args.engine.for_timing(), args.run.threads());
-    let executor =
-        || TractExecutor::new(source.clone()).with_dims(dims.clone()).with_timing(timing.0, timing.1);
-    let (mut checker, preprocess) = (executor(), &material.preprocess);
-    let samples = match &material.calibration {
-        Some(dataset) => {
-            let samples = DataSamples::new(dataset.clone(), preprocess.clone(), &model.graph, &checker);
-            Some(samples.map_err(|e| anyhow!("{file}: the images to calibrate on: {e}"))?)
-        }
-        None => None,
-    };
-    let mut notes = Vec::new();
-    let judged = material.judged.clone().filter(|_| is_judged).map(|d| d.split(JUDGED, seed).0);
-    let mut judge = judged.map(|d| ImageJudge::new(executor(), d, preprocess.clone()));
-    // Detectors and the like have no classes to agree on: a budget that suits them stands in.
-    if let Some(j) = &mut judge
-        && target.is_none()
-        && j.score(&model.graph).is_err()
-    {
-        notes.push("its outputs are no class scores, so the budget is macs=0.5 and not drop=1.0".to_owned());
-        args.budget = Some("macs:0.5".to_owned());
-        judge = None;
-    }
-    let is_labelled = material.training.as_ref().is_some_and(Dataset::is_labelled);
-    let (args, pipeline) = (&args, pipeline(&args, samples.is_some(), is_labelled)?);
-
-    let train_on = examples(material.training.as_ref(), &material, &model.graph, &checker, globals)?;
-    let validate_on = examples(
-        material.judged.as_ref().filter(|_| train_on.is_some()),
-        &material,
-        &model.graph,
-        &checker,
-        globals,
-    )?;
-    let watcher = Watcher::new(&host, &pipeline, Shown { lines: !globals.quiet, ..Shown::default() });
-    let mut costs = Costs { watcher, dims, cost: Cost::default() };
-    let mut manager = Manager {
-        seed,
-        host: &host,
-        executor: Some(&mut checker),
-        calibration: samples.as_ref().map(|s| Calibration { samples: s, memory: calibration_memory() }),
-        ..Manager::default()
-    };
-    if let Some(judge) = &mut judge {
-        manager.judge = Some(judge);
-    }
-    if let (Some(examples), Some(validation)) = (&train_on, &validate_on) {
-        manager.training = Some(Training { examples, validation, original: None, session: &mut session });
-    }
-    let result = manager.run(&mut model.graph, &pipeline, &mut costs);
-    host.end();
-    session.end();
-    let report = match result {
-        Err(e) if work::was_interrupted(&e) => return Ok(give_up(&file)),
-        result => result.map_err(|e| explain(e, &file))?,
-    };
-    let layers = layers(&costs.cost, &report);
-    costs.watcher.finish()?;
-
-    let encoded = model.to_bytes()?;
-    let n_data: usize = encoded.data_files().iter().flat_map(|(_, pieces)| pieces).map(|p| p.len()).sum();
-    let after =
-        Size { file_bytes: (encoded.len() + n_data) as u64, cost: cost::of_pinned(&model.graph, dims) };
-    let name =
-        args.output.as_ref().map_or_else(|| format!("{file} (compressed)"), |o| o.display().to_string());
-    let sources = [original, encode(&model, name)?];
-    let data = material.held_out.as_ref().map(|d| (d, preprocess));
-    let measured = measure(args, data, &sources, globals.quiet);
-    if interrupted() {
-        return Ok(give_up(&file));
-    }
-    let mut measured = measured?;
-    measured.calibration = samples.as_ref().map(Samples::describe);
-    measured.notes.extend(notes);
-    let of = |r: &&basisopt_passes::Remark| r.node.is_empty() && r.code != "tried";
-    measured.notes.extend(report.remarks().filter(of).map(|r| r.message.clone()));
-    let rungs = ladder::rungs(&report, args.goal);
     let n_validated = material.judged.as_ref().map_or(0, Dataset::len);
+    let mut watcher = Watcher::new(&host, &likely, Shown { lines: !globals.quiet, ..Shown::default() });
+    let options = CompressOptions {
+        settings: Settings {
+            seed: args.data.seed.unwrap_or(0),
+            dims: args.run.dims.clone(),
+            batch: args.run.batch(),
+            engine: args.engine.into(),
+            threads: args.run.threads(),
+            host: &host,
+            stop: Arc::new(interrupted),
+        },
+        material,
+        untimed: args.no_bench,
+        unmeasured: false,
+        observer: Some(&mut watcher),
+        session: Some(&mut session),
+    };
+    let result = compress(&mut model, &recipe, options);
+    host.end();
+    let done = match result {
+        Err(EmbedError::Interrupted) => return Ok(give_up(&file)),
+        result => result.map_err(|e| of_embed(e, &args.model))?,
+    };
+    watcher.finish()?;
     let whole = JsonReport {
         file: &file,
         output: args.output.as_ref().map(|o| o.display().to_string()),
-        pipeline: pipeline.to_string(),
         seconds: started.elapsed().as_secs_f64(),
-        before: &before,
-        after: &after,
-        measured: &measured,
-        layers: &layers,
-        rungs: &rungs,
-        goal: args.goal,
-        measure: if is_labelled { "accuracy" } else { "agreement" },
-        original_score: rungs.iter().find_map(|r| r.original),
-        training: ladder::curves(&rungs, &session.history),
+        done: &done,
+        training: curves(&done.rungs, &session.history),
         version: env!("CARGO_PKG_VERSION"),
         command: work::command(),
     };
     let as_json = whole.json()?;
     if let Some(path) = &args.save_ranks {
-        work::write_whole(path, ranks_file(&pipeline, &layers).as_bytes())?;
+        work::write_whole(path, done.ranks_file().as_bytes())?;
     }
     if let Some(path) = &args.report {
         work::write_whole(path, as_json.as_bytes())?;
@@ -384,7 +275,7 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
         session.finish(&args.train);
     }
     emit(&match args.format {
-        Format::Text => report::text(args, (&before, &after), &measured, (&layers, &rungs), n_validated),
+        Format::Text => report::text(&args, &done, n_validated),
         Format::Json => as_json,
     })?;
     if !globals.quiet {
@@ -398,83 +289,38 @@ pub(crate) fn run(mut args: Args, globals: &Globals) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// A part of the images as examples for the network.
-fn examples<'a>(
-    dataset: Option<&'a Dataset>,
-    material: &'a Material,
-    graph: &Graph,
-    executor: &TractExecutor,
-    globals: &Globals,
-) -> anyhow::Result<Option<DatasetExamples<'a>>> {
-    let Some(dataset) = dataset else { return Ok(None) };
-    let input = executor.image_input(graph)?;
-    let progress = Progress::new("fine-tune", globals.quiet);
-    DatasetExamples::new(dataset, &material.preprocess, &input, n_classes(graph), &progress).map(Some)
-}
-
-fn budget_error(error: basisopt_passes::OptionError) -> Usage {
-    let text = error.to_string();
-    Usage(text.replace("allocate-ranks: target=", "--budget "))
-}
-
-/// The pipeline that the options describe.
-fn pipeline(args: &Args, has_data: bool, is_labelled: bool) -> Result<Pipeline, Usage> {
-    let mut filters = String::new();
-    for (key, value) in [("include", &args.include), ("exclude", &args.exclude)] {
-        if let Some(value) = value {
-            let _ = write!(filters, ":{key}={}", plain(&format!("--{key}"), value)?);
-        }
-    }
-    let multiple = args.multiple.as_ref().map(|n| format!(":multiple={n}")).unwrap_or_default();
-    let method = args.method.map_or(String::new(), |m| format!(":method={}", m.name()));
-    let energy = args.energy.as_deref().or((!has_data && args.budget.is_none()).then_some(DEFAULT_ENERGY));
-    let mut text = "freeze-weights,@fold".to_owned();
-    match (&args.ranks, energy) {
-        (Some(file), _) => {
-            let _ = write!(text, ",allocate-ranks:ranks={}{filters}", plain("--ranks", file)?);
-            PASSES.iter().for_each(|pass| {
-                let _ = write!(text, ",{pass}{method}{filters}");
-            });
-        }
-        // Convolutions alone, as the paper has it.
-        (None, Some(energy)) => {
-            let _ = write!(text, ",{}:energy={energy}{method}{multiple}{filters}", PASSES[0]);
-        }
-        (None, None) => {
-            let target = args.budget.as_deref().unwrap_or(DEFAULT_BUDGET).replacen('=', ":", 1);
-            let greedy = if args.greedy { ":by=greedy" } else { "" };
-            let device = match &args.device {
-                Some(file) => format!(":device={}", plain("--device", file)?),
-                None => String::new(),
-            };
-            let _ = write!(text, ",allocate-ranks:target={target}{device}{greedy}{multiple}{filters}");
-            PASSES.iter().for_each(|pass| {
-                let _ = write!(text, ",{pass}{method}{filters}");
-            });
-        }
-    }
-    if let Some(options) = &args.fine_tune {
-        if options.contains(',') {
-            return Err(Usage(format!(
-                "--fine-tune {options}: options are joined by colons, as in epochs=10:flip=on"
-            )));
-        }
-        text += &ladder::passes(options, args.goal, is_labelled);
-    }
-    text += ",dead-code";
-    Pipeline::parse(&text, &Registry::builtin()).map_err(|e| Usage(e.to_string()))
-}
-
-/// A value that can stand in the text of a pipeline.
-fn plain<'a>(flag: &str, value: &'a str) -> Result<&'a str, Usage> {
-    match value.contains([',', ':']) {
-        true => Err(Usage(format!("{flag} {value}: a pipeline cannot hold `,` or `:`; write ? for them"))),
-        false => Ok(value),
+/// The recipe that the options describe.
+fn recipe(args: &Args) -> Recipe {
+    Recipe {
+        budget: args.budget.clone(),
+        device: args.device.clone(),
+        energy: args.energy.clone(),
+        ranks: args.ranks.clone(),
+        method: args.method.map(Method::from),
+        greedy: args.greedy,
+        multiple: args.multiple.clone(),
+        include: args.include.clone(),
+        exclude: args.exclude.clone(),
+        fine_tune: args.fine_tune.clone(),
+        goal: args.goal,
     }
 }
 
-/// The model as it now stands, for the runtime.
-fn encode(model: &basisopt_onnx::Model, name: String) -> anyhow::Result<Source> {
-    let (bytes, dir) = model.to_executable(&model.graph)?;
-    Ok(Source::from_bytes(name, bytes, dir))
+/// A complaint about the recipe, in the words of the command line.
+fn usage(error: RecipeError) -> Usage {
+    Usage(match error {
+        RecipeError::Device => "--device says whose time counts: give --budget latency=…".to_owned(),
+        RecipeError::Pipeline(error) => error.to_string(),
+        error => format!("--{error}"),
+    })
+}
+
+/// An error of the library, with the flags to change.
+fn of_embed(error: EmbedError, model: &Path) -> anyhow::Error {
+    match error {
+        EmbedError::Manager { file, source } => explain(source, &file),
+        EmbedError::Runtime(error) => data::explain(error, model),
+        EmbedError::Recipe(error) => usage(error).into(),
+        error => error.into(),
+    }
 }

@@ -1,6 +1,8 @@
 //! Where images come from and how they become inputs: flags, over the settings file of the model.
 
 use anyhow::{Context as _, anyhow};
+use basisopt_embed::samples::SAMPLES;
+use basisopt_embed::{Material, Use};
 use basisopt_runtime::{Channels, Dataset, DatasetOptions, Layout, ModelConfig, Preprocess, RuntimeError};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -144,6 +146,33 @@ impl DataArgs {
             }
         })?;
         Ok(Some((dataset, preprocess)))
+    }
+
+    /// Opens the data and shares them out: `--samples` images at random for calibration (all other parts too, if the
+    /// settings name images for that), some to choose by if that is needed, the rest to report on.
+    ///
+    /// # Errors
+    /// As [`DataArgs::open`].
+    pub(crate) fn share(
+        &self,
+        model: &Path,
+        calibration: Option<&Path>,
+        use_: Use,
+        held_out: usize,
+    ) -> anyhow::Result<Material> {
+        let settings = self.settings(model)?;
+        let n_samples = self.samples.map_or(SAMPLES, |n| usize::try_from(n).unwrap_or(usize::MAX));
+        let seed = self.seed.unwrap_or(0);
+        let own = calibration.map(Path::to_owned).or_else(|| settings.calibration.clone());
+        let own = own.map(|path| Dataset::open(path, &DatasetOptions::default())).transpose();
+        let own = own.context("cannot read the images to calibrate on")?;
+        // All of the data are shared out here, so none are left out by the flags of other commands.
+        let all = Self { samples: None, seed: None, ..self.clone() };
+        let (data, preprocess) = match all.open(model)? {
+            Some((data, preprocess)) => (Some(data), preprocess),
+            None => (None, settings.preprocess()),
+        };
+        Ok(Material::share(data, own, preprocess, (n_samples, held_out), seed, use_)?)
     }
 
     /// As [`DataArgs::open`], where there must be data.

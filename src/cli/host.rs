@@ -34,6 +34,10 @@ impl Host for CliHost {
         std::fs::read_to_string(path).map_err(|e| e.to_string())
     }
 
+    fn stage(&self, name: &str) {
+        self.begin(name);
+    }
+
     fn progress(&self, done: usize, total: usize, what: &str) {
         if let Some(progress) = &*self.progress.borrow() {
             progress.update(done, total, what);

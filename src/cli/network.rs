@@ -1,6 +1,8 @@
 //! Networks named on the command line: read as graphs, or handed to the runtime.
 
 use anyhow::{Context as _, anyhow};
+use basisopt_embed::EmbedError;
+use basisopt_embed::measure::load_alike;
 use basisopt_ir::{Graph, infer, parse};
 use basisopt_onnx::{Model, export_new, read_stream};
 use basisopt_runtime::{Engine, LoadOptions, RuntimeError, Session, Source};
@@ -44,25 +46,14 @@ impl RunArgs {
         preferred: usize,
         engine: Engine,
     ) -> Result<Vec<Session>, RuntimeError> {
-        let load = |batch: Option<usize>| -> Result<Vec<Session>, RuntimeError> {
-            let options = LoadOptions {
-                batch,
-                dims: self.dims.clone(),
-                threads: self.threads(),
-                engine,
-                ..LoadOptions::default()
-            };
-            sources.iter().map(|source| Session::load(source, &options)).collect()
+        let options = LoadOptions {
+            batch: self.batch(),
+            dims: self.dims.clone(),
+            threads: self.threads(),
+            engine,
+            ..LoadOptions::default()
         };
-        if self.batch.is_some() {
-            return load(self.batch());
-        }
-        match load(Some(preferred)) {
-            Err(RuntimeError::FixedBatch { found, .. }) => load(Some(found)),
-            // Some networks claim an open batch and have it built into a Reshape.
-            Err(RuntimeError::Tract { .. }) if preferred != 1 => load(Some(1)),
-            other => other,
-        }
+        load_alike(sources, &options, preferred)
     }
 }
 
@@ -194,23 +185,15 @@ fn name_of(path: &Path) -> String {
 /// # Errors
 /// Naming the sizes that are open.
 pub(crate) fn check_dims(file: &str, graph: &Graph, dims: &[(String, usize)]) -> anyhow::Result<()> {
-    let (mut open, mut places) = (Vec::new(), Vec::new());
-    for &id in graph.inputs() {
-        let value = graph.value(basisopt_ir::ValueId::of(id));
-        for (axis, dim) in value.ty.shape.iter().flatten().enumerate() {
-            if dim.known().is_none() {
-                places.push(format!("{}:{axis}", value.name));
-                open.push(dim.name().map_or_else(|| format!("{}:{axis}", value.name), str::to_owned));
-            }
+    basisopt_embed::optimize::check_dims(file, graph, dims).map_err(|e| match e {
+        EmbedError::Dim { file, name, open } if open.is_empty() => {
+            anyhow!("{file}: --dim {name}=…: all sizes of its inputs are fixed")
         }
-    }
-    match dims.iter().find(|(name, _)| !open.contains(name) && !places.contains(name)) {
-        None => Ok(()),
-        Some((name, _)) if open.is_empty() => {
-            Err(anyhow!("{file}: --dim {name}=…: all sizes of its inputs are fixed"))
+        EmbedError::Dim { file, name, open } => {
+            anyhow!("{file}: --dim {name}=…: its open sizes are {}", open.join(", "))
         }
-        Some((name, _)) => Err(anyhow!("{file}: --dim {name}=…: its open sizes are {}", open.join(", "))),
-    }
+        other => other.into(),
+    })
 }
 
 /// What to do about files of other frameworks.
@@ -233,13 +216,5 @@ mod tests {
         assert_eq!(parse_dim("H=224"), Ok(("H".to_owned(), 224)));
         assert_eq!(parse_dim("x:2=5"), Ok(("x:2".to_owned(), 5)));
         assert!(parse_dim("H").is_err() && parse_dim("H=0").is_err() && parse_dim("H=x").is_err());
-    }
-
-    #[test]
-    fn open_sizes_are_offered_where_a_pin_names_none() {
-        let graph: Graph = "graph @g(%x: f32[N,3,H,W]) -> (%y) {\n  %y = Relu(%x)\n}\n".parse().unwrap();
-        let pin = |name: &str| check_dims("m.onnx", &graph, &[(name.to_owned(), 8)]);
-        assert!(pin("H").is_ok() && pin("x:2").is_ok() && pin("x:1").is_err());
-        assert!(pin("h").unwrap_err().to_string().ends_with("its open sizes are N, H, W"));
     }
 }

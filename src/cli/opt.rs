@@ -1,22 +1,24 @@
 //! `opt`: passes over a network, in the order of their flags.
 
 use crate::data::DataArgs;
-use crate::executor::TractExecutor;
 use crate::host::CliHost;
 use crate::pipeline::PassFlags;
-use crate::progress::{Progress, interrupted};
-use crate::samples::{DataSamples, SAMPLES, calibration_memory};
+use crate::progress::interrupted;
 use crate::table::{Format, emit, json, render, si, table};
-use crate::training::{CliSession, DatasetExamples, TrainArgs};
+use crate::training::{CliSession, TrainArgs};
 use crate::watch::{Shown, Watcher};
 use crate::work::{self, CheckArgs, bytes, count, time};
 use crate::{Globals, INTERRUPTED, Usage, network};
 use anyhow::{Context as _, anyhow};
+use basisopt_embed::examples::DatasetExamples;
+use basisopt_embed::optimize::refuse_non_finite;
+use basisopt_embed::samples::{SAMPLES, calibration_memory};
+use basisopt_embed::{DataSamples, PassSummary, Settings, Size, TractExecutor};
 use basisopt_onnx::Model;
-use basisopt_passes::cost::{self, Cost};
+use basisopt_passes::cost::Cost;
 use basisopt_passes::{
-    Calibration, Check, Fidelity, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report,
-    Training, n_classes,
+    Calibration, Fidelity, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report,
+    Session as _, Training, n_classes,
 };
 use basisopt_runtime::ModelConfig;
 use clap::ValueEnum;
@@ -129,31 +131,10 @@ struct JsonReport<'a> {
     output: Option<String>,
     pipeline: String,
     rewrites: usize,
-    passes: Vec<JsonPass<'a>>,
+    passes: Vec<PassSummary<'a>>,
     before: &'a Size,
     after: &'a Size,
     remarks: Vec<&'a Remark>,
-}
-
-/// One pass in the report. A deviation is relative; null is infinite.
-#[derive(Serialize)]
-struct JsonPass<'a> {
-    pass: &'a str,
-    fidelity: String,
-    rewrites: usize,
-    time_ms: f64,
-    overhead_ms: f64,
-    deviation: Option<f64>,
-    output: Option<&'a str>,
-    check_skipped: Option<&'a str>,
-}
-
-/// What a network costs, and how large its file is.
-#[derive(Serialize)]
-struct Size {
-    #[serde(flatten)]
-    cost: Cost,
-    file_bytes: u64,
 }
 
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
@@ -179,10 +160,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     work::import_notes(&mut model, globals.quiet);
     network::check_dims(model.source().file(), &model.graph, &args.check.dims)?;
     if !pipeline.items.is_empty() {
-        work::refuse_non_finite(&model)?;
+        refuse_non_finite(&model)?;
     }
-    let before =
-        Size { cost: cost::of_pinned(&model.graph, &args.check.dims), file_bytes: model.source().n_bytes() };
+    let before = Size::of_source(&model, &args.check.dims);
 
     let mut executor = args.check.executor(&model, &args.model)?;
     let samples = match &args.calibrate {
@@ -211,17 +191,17 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let original = args.original.as_deref().map(network::model).transpose()?;
-    let progress = Progress::new("fine-tune", globals.quiet);
+    let settings = Settings { host: &host, stop: std::sync::Arc::new(interrupted), ..Settings::default() };
     let (train_on, validate_on) = match &data {
         Some((rest, validation, preprocess)) => {
             let input = executor.image_input(&model.graph).map_err(|e| anyhow!("{file}: {e}"))?;
             let n_classes = n_classes(&model.graph);
-            let examples = |set| DatasetExamples::new(set, preprocess, &input, n_classes, &progress);
+            let examples = |set| DatasetExamples::new(set, preprocess, &input, n_classes, &settings);
             (Some(examples(rest)?), Some(examples(validation)?))
         }
         None => (None, None),
     };
-    drop(progress);
+    host.end();
     let output = args.output.as_deref().filter(|o| *o != Path::new("-"));
     let trains = pipeline.items.iter().any(|i| i.info.fidelity == Fidelity::Trained);
     let flags = &args.training;
@@ -262,7 +242,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     }
     let result = manager.run(&mut model.graph, &pipeline, &mut watcher);
     host.end();
-    session.end();
+    session.ended();
     let report = match result {
         Err(e) if work::was_interrupted(&e) => return Ok(give_up(&file)),
         result => result.map_err(|e| explain(e, &file))?,
@@ -272,16 +252,12 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         return Ok(give_up(&file));
     }
 
-    let encoded = model.to_bytes()?;
-    let n_data: usize = encoded.data_files().iter().flat_map(|(_, pieces)| pieces).map(|p| p.len()).sum();
-    let after = Size {
-        cost: cost::of_pinned(&model.graph, &args.check.dims),
-        file_bytes: (encoded.len() + n_data) as u64,
-    };
+    let after = Size::of_written(model.source(), &model.graph, &args.check.dims)?;
     let sizes = (&before, &after);
     match &args.output {
         Some(output) if output == Path::new("-") => {
-            if n_data > 0 {
+            let encoded = model.to_bytes()?;
+            if !encoded.data_files().is_empty() {
                 return Err(anyhow!(
                     "{file}: its weights are in files of their own, which stdout cannot hold; give -o FILE"
                 ));
@@ -428,29 +404,12 @@ fn json_report<'a>(
     report: &'a Report,
     (before, after): (&'a Size, &'a Size),
 ) -> JsonReport<'a> {
-    let pass = |p: &'a PassReport| {
-        let (deviation, check_skipped) = match &p.check {
-            Check::Compared(d) => (Some(d), None),
-            Check::Impossible(reason) => (None, Some(reason.as_str())),
-            _ => (None, None),
-        };
-        JsonPass {
-            pass: &p.item,
-            fidelity: p.fidelity.to_string(),
-            rewrites: p.outcome.n_rewrites(),
-            time_ms: 1e3 * p.time.as_secs_f64(),
-            overhead_ms: 1e3 * p.overhead.as_secs_f64(),
-            deviation: deviation.map(|d| d.relative),
-            output: deviation.map(|d| d.output.as_str()),
-            check_skipped,
-        }
-    };
     JsonReport {
         file,
         output: args.output.as_ref().map(|o| o.display().to_string()),
         pipeline: pipeline.to_string(),
         rewrites: report.n_rewrites(),
-        passes: report.passes.iter().map(pass).collect(),
+        passes: report.passes.iter().map(PassSummary::from).collect(),
         before,
         after,
         remarks: report.remarks().collect(),

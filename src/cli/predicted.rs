@@ -2,11 +2,11 @@
 
 use crate::bench::significant;
 use crate::engine::engine_name;
-use crate::executor::device;
 use crate::network;
 use crate::profile_device::{pace_ms, references};
 use crate::table::{render, shorten, table};
 use anyhow::Context as _;
+use basisopt_embed::executor::device;
 use basisopt_ir::infer::infer;
 use basisopt_passes::device::{DeviceModel, DeviceProfile, Work, works};
 use basisopt_passes::{Manager, NoObserver, Pipeline, Registry, cost};

@@ -127,7 +127,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
 fn begin(path: &Path, options: &BenchOptions, engine: Engine) -> anyhow::Result<DeviceProfile> {
     let new = DeviceProfile {
         basisopt_device: FORMAT,
-        device: crate::executor::device(engine, options.threads),
+        device: basisopt_embed::executor::device(engine, options.threads),
         fused: engine == Engine::Fused,
         samples: Vec::new(),
         chains: Vec::new(),

@@ -4,17 +4,17 @@ mod report;
 
 use crate::compress::MethodArg;
 use crate::data::DataArgs;
-use crate::executor::TractExecutor;
 use crate::host::CliHost;
-use crate::material::{HELD_OUT, Material, Use};
 use crate::network::RunArgs;
 use crate::opt::{explain, give_up};
 use crate::progress::interrupted;
-use crate::samples::{DataSamples, calibration_memory};
 use crate::table::{Format, emit, significant};
 use crate::work;
 use crate::{Globals, Usage, network};
 use anyhow::anyhow;
+use basisopt_embed::material::HELD_OUT;
+use basisopt_embed::samples::calibration_memory;
+use basisopt_embed::{DataSamples, Method, TractExecutor, Use};
 use basisopt_ir::Graph;
 use basisopt_onnx::Model;
 use basisopt_passes::cost::{self, Cost};
@@ -113,10 +113,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let host = CliHost::new(globals.quiet);
     let mut model = network::model(&args.model)?;
     let file = model.source().file().to_owned();
-    let material =
-        Material::open(&args.data, &args.model, args.calibration.as_deref(), Use::Report, HELD_OUT)?;
+    let material = args.data.share(&args.model, args.calibration.as_deref(), Use::Report, HELD_OUT)?;
     work::import_notes(&mut model, globals.quiet);
-    work::refuse_non_finite(&model)?;
+    basisopt_embed::optimize::refuse_non_finite(&model)?;
     network::check_dims(&file, &model.graph, &args.run.dims)?;
     let seed = args.data.seed.unwrap_or(0);
     let mut executor = TractExecutor::new(model.source().clone()).with_dims(args.run.dims.clone());
@@ -167,7 +166,9 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut sweep = Sweep {
         version: env!("CARGO_PKG_VERSION"),
         engine: ENGINE,
-        method: args.method.map_or(if samples.is_some() { "sequential" } else { "weights" }, MethodArg::name),
+        method: args
+            .method
+            .map_or(if samples.is_some() { "sequential" } else { "weights" }, |m| Method::from(m).name()),
         target: args.over.name(),
         calibration: samples.as_ref().map(Samples::describe),
         held_out: material.held_out.as_ref().map(|d| format!("{} images of {}", d.len(), d.path().display())),
@@ -190,7 +191,7 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         let before = Instant::now();
         let mut graph = model.graph.clone();
         survey.annotate(&mut graph, &ranks);
-        let method = args.method.map_or(String::new(), |m| format!(":method={}", m.name()));
+        let method = args.method.map_or(String::new(), |m| format!(":method={}", Method::from(m).name()));
         let pipeline = passes(&format!("factorize-conv{method},factorize-linear{method},dead-code"))?;
         let mut manager = Manager {
             seed,

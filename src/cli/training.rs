@@ -4,19 +4,14 @@ use crate::progress::{Progress, interrupted};
 use crate::work;
 use anyhow::{Context as _, anyhow};
 use basisopt_passes::Session;
-use basisopt_runtime::{Batches, Dataset, InputInfo, Preprocess};
 use basisopt_train::checkpoint;
-use basisopt_train::examples::{Examples, ImageShape};
 use basisopt_train::watch::{self, Epoch, Watch};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Data sets of up to so many bytes are kept in memory as the network takes them.
-const MAX_CACHE: usize = 256 << 20;
 /// How often a checkpoint is written in the course of an epoch.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
@@ -45,135 +40,6 @@ impl TrainArgs {
             name.push(".checkpoint");
             Some(output?.with_file_name(name))
         })
-    }
-}
-
-/// A data set as examples for one network.
-pub(crate) struct DatasetExamples<'a> {
-    dataset: &'a Dataset,
-    preprocess: &'a Preprocess,
-    input: InputInfo,
-    shape: ImageShape,
-    blank: Vec<f32>,
-    labels: Vec<Option<usize>>,
-    /// All images, if they are few or cannot be read in any order.
-    cache: Option<Vec<f32>>,
-    readers: Mutex<Vec<Batches<'a>>>,
-}
-
-impl<'a> DatasetExamples<'a> {
-    /// Looks at every image once where that is cheap or needed: for labels, and to keep small sets in memory.
-    ///
-    /// # Errors
-    /// If the images do not fit the network.
-    pub(crate) fn new(
-        dataset: &'a Dataset,
-        preprocess: &'a Preprocess,
-        input: &InputInfo,
-        n_classes: Option<usize>,
-        progress: &Progress,
-    ) -> anyhow::Result<Self> {
-        // Wherever the network fixes another batch: images come one by one.
-        let mut input = input.clone();
-        if let Some(first) = input.shape.first_mut() {
-            *first = 1;
-        }
-        let &[_, a, b, c] = &input.shape[..] else {
-            return Err(anyhow!("input {:?} of shape {:?} takes no images", input.name, input.shape));
-        };
-        let channels_last = preprocess.is_channels_last(&input)?;
-        let shape = match channels_last {
-            true => ImageShape { n_channels: c, height: a, width: b, channels_last },
-            false => ImageShape { n_channels: a, height: b, width: c, channels_last },
-        };
-        let n = dataset.len();
-        let is_small = shape.len() * n * size_of::<f32>() <= MAX_CACHE;
-        let mut reader = dataset.batches(preprocess, &input)?;
-        let mut labels = Vec::with_capacity(n);
-        let mut cache = (is_small || dataset.is_compressed()).then(|| Vec::with_capacity(shape.len() * n));
-        let mut image = Vec::with_capacity(shape.len());
-        let has_labels = dataset.is_labelled();
-        for i in 0..n {
-            image.clear();
-            let label = match (&cache, dataset.label(i)) {
-                (None, Some(label)) => Some(label),
-                (None, None) if !has_labels => None,
-                _ => reader.read(i, &mut image)?,
-            };
-            if let Some(cache) = &mut cache {
-                cache.extend_from_slice(&image);
-            }
-            labels.push(match label {
-                None => None,
-                Some(l) => {
-                    let class = usize::try_from(l + preprocess.label_offset).ok();
-                    let class = class.filter(|&c| n_classes.is_none_or(|n| c < n));
-                    Some(class.ok_or_else(|| {
-                        let classes =
-                            n_classes.map_or_else(|| "0 or more".to_owned(), |n| format!("0 to {}", n - 1));
-                        anyhow!(
-                            "{}: label {l} of image {} with label-offset {} is no class of the network, which has {classes}; see --label-offset",
-                            dataset.path().display(),
-                            dataset.record(i).unwrap_or(i),
-                            preprocess.label_offset
-                        )
-                    })?)
-                }
-            });
-            if interrupted() {
-                return Err(anyhow!("interrupted; nothing was written"));
-            }
-            progress.update(i, n, "reading images");
-        }
-        Ok(Self {
-            dataset,
-            preprocess,
-            input,
-            shape,
-            blank: preprocess.blank(shape.n_channels),
-            labels,
-            cache,
-            readers: Mutex::new(Vec::new()),
-        })
-    }
-}
-
-impl Examples for DatasetExamples<'_> {
-    fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    fn shape(&self) -> ImageShape {
-        self.shape
-    }
-
-    fn read(&self, index: usize, into: &mut [f32]) -> Result<(), String> {
-        if let Some(cache) = &self.cache {
-            let image = cache.get(index * into.len()..(index + 1) * into.len());
-            into.copy_from_slice(image.ok_or("an image that is not there")?);
-            return Ok(());
-        }
-        let reader = self.readers.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut reader = match reader {
-            Some(reader) => reader,
-            None => self.dataset.batches(self.preprocess, &self.input).map_err(|e| e.to_string())?,
-        };
-        let mut values = Vec::with_capacity(into.len());
-        reader.read(index, &mut values).map_err(|e| e.to_string())?;
-        self.readers.lock().unwrap_or_else(PoisonError::into_inner).push(reader);
-        if values.len() != into.len() {
-            return Err(format!("image {index} has {} values, not {}", values.len(), into.len()));
-        }
-        into.copy_from_slice(&values);
-        Ok(())
-    }
-
-    fn label(&self, index: usize) -> Option<usize> {
-        self.labels.get(index).copied().flatten()
-    }
-
-    fn blank(&self) -> Vec<f32> {
-        self.blank.clone()
     }
 }
 
@@ -282,11 +148,6 @@ impl CliSession {
             resume: args.resume,
             ..Self::none()
         })
-    }
-
-    /// Takes the bar away, when training is over.
-    pub(crate) fn end(&mut self) {
-        self.progress = None;
     }
 
     /// The output is written: the checkpoint has served.
@@ -414,6 +275,10 @@ impl Watch for CliSession {
 }
 
 impl Session for CliSession {
+    fn ended(&mut self) {
+        self.progress = None;
+    }
+
     fn resume(&mut self) -> Option<Vec<u8>> {
         self.last = Instant::now();
         self.run += 1;

@@ -2,10 +2,10 @@
 //! with checks, progress and an output that is not the input.
 
 use crate::data::DataArgs;
-use crate::executor::TractExecutor;
 use crate::network::parse_dim;
 use anyhow::{Context as _, anyhow};
-use basisopt_ir::{Op, infer};
+use basisopt_embed::TractExecutor;
+use basisopt_ir::infer;
 use basisopt_onnx::Model;
 use basisopt_passes::{ManagerError, PassError};
 use std::path::{Path, PathBuf};
@@ -70,34 +70,6 @@ pub(crate) fn import_notes(model: &mut Model, quiet: bool) {
     if let Some(more) = report.disagreements.len().checked_sub(SHOWN).filter(|&n| n > 0) {
         eprintln!("note: {file}: and {more} more types that are not what the file says");
     }
-}
-
-/// Refuses a network whose layers have weights that are not numbers: whatever a pass made of them, the
-/// result would be worth nothing. Infinite bounds and masks elsewhere are nobody's business.
-///
-/// # Errors
-/// If a weight, bias or statistic contains NaN or infinity, naming it.
-pub(crate) fn refuse_non_finite(model: &Model) -> anyhow::Result<()> {
-    let graph = &model.graph;
-    for id in graph.topological() {
-        let node = graph.node(id);
-        let weighted = matches!(
-            node.op,
-            Op::Conv(_) | Op::ConvTranspose(_) | Op::Gemm(_) | Op::MatMul(_) | Op::BatchNormalization(_)
-        );
-        for value in graph.node_inputs(id).into_iter().flatten().filter(|_| weighted) {
-            if graph.constant_value(value).is_some_and(|t| !t.is_finite()) {
-                return Err(anyhow!(
-                    "{}: weight {:?} of {} {:?} contains NaN or infinity; the network was damaged in training or export",
-                    model.source().file(),
-                    graph.value(value).name,
-                    node.op.op_type(),
-                    node.label()
-                ));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Refuses an output that cannot be written, before any work is done for it.

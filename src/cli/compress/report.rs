@@ -1,13 +1,12 @@
 //! The result of `compress`: as a table, JSON, and a page to look at.
 
-use super::ladder::{Curve, Rung};
-use super::{Args, PASSES};
-use crate::measure::Measured;
+use super::Args;
 use crate::table::{json, page, render, shorten, si, table};
-use crate::training::rounded;
+use crate::training::{LogLine, rounded};
 use crate::work::{self, bytes};
-use basisopt_passes::cost::{self, Cost};
-use basisopt_passes::{Pipeline, RemarkKind, Report, meets_goal};
+use basisopt_embed::ladder::Rung;
+use basisopt_embed::{Compressed, Layer, Measured};
+use basisopt_passes::meets_goal;
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -20,20 +19,9 @@ const PLACE: &str = "/*REPORT*/null/*END*/";
 pub(super) struct JsonReport<'a> {
     pub file: &'a str,
     pub output: Option<String>,
-    pub pipeline: String,
     pub seconds: f64,
-    pub before: &'a Size,
-    pub after: &'a Size,
-    pub measured: &'a Measured,
-    pub layers: &'a [Layer],
-    /// What recovered accuracy, in order.
-    pub rungs: &'a [Rung],
-    /// How many points may be lost.
-    pub goal: Option<f64>,
-    /// What the score of a rung is: `accuracy` or `agreement`.
-    pub measure: &'static str,
-    /// The original's score on the same images.
-    pub original_score: Option<f64>,
+    #[serde(flatten)]
+    pub done: &'a Compressed,
     /// Every epoch of training.
     pub training: Vec<Curve<'a>>,
     pub version: &'static str,
@@ -52,89 +40,28 @@ impl JsonReport<'_> {
     }
 }
 
-/// What a network costs, and how large its file is.
-#[derive(Serialize)]
-pub(super) struct Size {
-    pub file_bytes: u64,
-    #[serde(flatten)]
-    pub cost: Cost,
-}
-
-/// What became of one convolution or linear layer.
+/// An epoch, with the rung that it belongs to.
 #[derive(Debug, Serialize)]
-pub(super) struct Layer {
-    name: String,
-    factored: bool,
-    rank: Option<u64>,
-    full_rank: Option<u64>,
-    /// Share of the squared singular values kept.
-    energy: Option<f64>,
-    /// `‖W − factors‖ / ‖W‖`.
-    error: Option<f64>,
-    /// Root of the mean squared error of the layer's output relative to its variance, where it was fitted.
-    output_error: Option<f64>,
-    macs_before: Option<u64>,
-    macs_after: Option<u64>,
-    /// Why it was left alone.
-    reason: Option<String>,
+pub(super) struct Curve<'a> {
+    rung: &'a str,
+    #[serde(flatten)]
+    line: &'a LogLine,
 }
 
-/// The ranks that were chosen, as a file for `--ranks`.
-pub(super) fn ranks_file(pipeline: &Pipeline, layers: &[Layer]) -> String {
-    let mut text = format!("# Ranks chosen by basisopt {}: {pipeline}\n", env!("CARGO_PKG_VERSION"));
-    for layer in layers {
-        match (layer.rank.filter(|_| layer.factored), layer.full_rank) {
-            (Some(rank), Some(full)) => {
-                let _ = writeln!(text, "{rank} {} # of {full}", layer.name);
-            }
-            _ => {
-                let _ = writeln!(text, "# {} stays whole", layer.name);
-            }
-        }
-    }
-    text
-}
-
-/// What the factorising passes said about each layer, in the order in which they run.
-pub(super) fn layers(cost: &Cost, report: &Report) -> Vec<Layer> {
-    let remarks: Vec<_> = report.remarks().filter(|r| PASSES.contains(&r.pass.as_str())).collect();
-    let layer = |layer: &cost::LayerCost| {
-        let said = |kind| remarks.iter().find(move |r| r.node == layer.label && r.kind == kind);
-        let applied = said(RemarkKind::Applied).filter(|r| r.code == "factored");
-        let refused = said(RemarkKind::Refused);
-        // Refusals carry the numbers they know, such as the rank that would not have paid.
-        let value = |key: &str| applied.or(refused).and_then(|r| r.values.get(key)).copied();
-        let whole = |key: &str| value(key).map(|v| v as u64);
-        let error = value("squared_error").zip(value("squared_norm")).map(|(e, n)| (e / n).sqrt());
-        let share = applied.and_then(|r| r.values.get("cost"));
-        Layer {
-            name: layer.label.clone(),
-            factored: applied.is_some(),
-            rank: whole("rank"),
-            full_rank: whole("full_rank"),
-            energy: value("energy"),
-            error,
-            output_error: value("output_error").map(f64::sqrt),
-            macs_before: layer.macs,
-            macs_after: layer.macs.map(|m| share.map_or(m, |s| (m as f64 * s).round() as u64)),
-            reason: match (applied, refused) {
-                (Some(_), _) => None,
-                (None, Some(refused)) => Some(refused.message.clone()),
-                (None, None) => Some("--energy goes by convolutions alone, as the paper does".to_owned()),
-            },
-        }
+/// The epochs of all rungs. A run of training is known by its place among those that were not skipped.
+pub(super) fn curves<'a>(rungs: &'a [Rung], history: &'a [LogLine]) -> Vec<Curve<'a>> {
+    let trained: Vec<&Rung> =
+        rungs.iter().filter(|r| r.name.starts_with("fine-tune") && r.skipped.is_none()).collect();
+    let curve = |line: &'a LogLine| {
+        let rung = trained.get(line.run.checked_sub(1)?)?;
+        Some(Curve { rung: &rung.name, line })
     };
-    cost.layers.iter().map(layer).collect()
+    history.iter().filter_map(curve).collect()
 }
 
 /// The table, the rungs, and what is to be said.
-pub(super) fn text(
-    args: &Args,
-    (before, after): (&Size, &Size),
-    measured: &Measured,
-    (layers, rungs): (&[Layer], &[Rung]),
-    n_validated: usize,
-) -> String {
+pub(super) fn text(args: &Args, done: &Compressed, n_validated: usize) -> String {
+    let Compressed { before, after, measured, layers, rungs, .. } = done;
     let mut out = String::new();
     if args.layers {
         out = layer_table(layers) + "\n";

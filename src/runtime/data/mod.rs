@@ -63,7 +63,7 @@ impl std::fmt::Display for LabelSource {
             Self::Folders(names) => write!(f, "labels from {} sub-folders", names.len()),
             Self::FileNames => f.write_str("labels from the file names"),
             Self::File(path) => write!(f, "labels from {}", path.display()),
-            Self::Embedded => f.write_str("labels in the data file"),
+            Self::Embedded => f.write_str("labels with the data"),
         }
     }
 }
@@ -168,6 +168,26 @@ impl Dataset {
             return Err(RuntimeError::data(path, reason));
         }
         Ok(Self { path: path.to_owned(), records, labels, label_source, chosen })
+    }
+
+    /// Samples that are in memory: bytes (`u8`, images: `[N,H,W]`, `[N,H,W,C]` or `[N,C,H,W]`, which are preprocessed) or
+    /// floats `[N,…]`, taken to be preprocessed already, with a label each or none. `name` stands for them in messages.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Data`] for other types, no samples, or another number of labels.
+    pub fn in_memory(name: &str, samples: &Tensor, labels: Option<Vec<i64>>) -> Result<Self, RuntimeError> {
+        let array = ArrayFile::in_memory(name, samples)?;
+        let (path, n) = (PathBuf::from(name), array.len());
+        if n == 0 {
+            return Err(RuntimeError::data(&path, "holds no samples"));
+        }
+        if let Some(labels) = &labels
+            && labels.len() != n
+        {
+            return Err(RuntimeError::data(&path, format!("holds {n} images and {} labels", labels.len())));
+        }
+        let label_source = if labels.is_some() { LabelSource::Embedded } else { LabelSource::None };
+        Ok(Self { path, records: Records::Array(array), labels, label_source, chosen: (0..n).collect() })
     }
 
     /// Two parts that share no sample: `n` drawn at random, the same ones for the same seed, and the rest.

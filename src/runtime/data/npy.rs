@@ -5,6 +5,8 @@
 
 use super::Sample;
 use crate::RuntimeError;
+use basisopt_ir::{DType, Tensor};
+use bytes::Bytes;
 use flate2::read::DeflateDecoder;
 use half::f16;
 use image::{DynamicImage, GrayImage, RgbImage};
@@ -37,11 +39,14 @@ enum Place {
     Plain(u64),
     /// A deflated stream of this length at this offset; the header is inside it.
     Deflated { at: u64, len: u64 },
+    /// Not in a file at all.
+    Memory(Bytes),
 }
 
-/// One array of a `.npy` or `.npz` file, its header read.
+/// One array of a `.npy` or `.npz` file, its header read, or one in memory.
 #[derive(Clone, Debug)]
 pub(crate) struct ArrayFile {
+    /// Of an array in memory, what it is called in messages.
     path: PathBuf,
     /// `images` in an `.npz`, empty in an `.npy`.
     key: String,
@@ -71,6 +76,22 @@ fn open_archive(path: &Path) -> Result<zip::ZipArchive<BufReader<File>>, Runtime
 }
 
 impl ArrayFile {
+    /// An array in memory, called `name` in messages.
+    pub(crate) fn in_memory(name: &str, tensor: &Tensor) -> Result<Self, RuntimeError> {
+        let element = match tensor.dtype() {
+            DType::U8 => Element::U8,
+            DType::F16 => Element::F16,
+            DType::F32 => Element::F32,
+            DType::F64 => Element::F64,
+            other => {
+                let reason = format!("holds {other} values; images are u8, preprocessed inputs are floats");
+                return Err(RuntimeError::data(Path::new(name), reason));
+            }
+        };
+        let place = Place::Memory(tensor.to_bytes()?);
+        Ok(Self { path: name.into(), key: String::new(), place, element, shape: tensor.shape().to_vec() })
+    }
+
     /// Reads the header of the array `key` of an `.npz`, or of an `.npy` whatever the key.
     pub(crate) fn open(path: &Path, key: &str) -> Result<Self, RuntimeError> {
         let in_archive = keys(path)?.is_some();
@@ -106,7 +127,7 @@ impl ArrayFile {
                 array.place = Place::Plain(file.stream_position().map_err(RuntimeError::io(path))?);
                 header
             }
-            Place::Deflated { .. } => array.inflate()?.1,
+            _ => array.inflate()?.1,
         };
         if header.layout.is_fortran() {
             return Err(array.wrong("is stored column by column; save numpy.ascontiguousarray of it"));
@@ -170,12 +191,13 @@ impl ArrayFile {
     }
 
     pub(crate) fn reader(&self) -> Result<ArrayReader<'_>, RuntimeError> {
-        let stream = match self.place {
-            Place::Plain(at) => {
+        let stream = match &self.place {
+            &Place::Plain(at) => {
                 let file = File::open(&self.path).map_err(RuntimeError::io(&self.path))?;
                 Stream::Plain { file, at }
             }
             Place::Deflated { .. } => Stream::Deflated { stream: self.inflate()?.0, next: 0 },
+            Place::Memory(bytes) => Stream::Memory(bytes),
         };
         Ok(ArrayReader { array: self, stream })
     }
@@ -197,14 +219,15 @@ impl ArrayFile {
     }
 }
 
-enum Stream {
+enum Stream<'a> {
+    Memory(&'a Bytes),
     Plain { file: File, at: u64 },
     Deflated { stream: Box<dyn Read + Send>, next: usize },
 }
 
 pub(crate) struct ArrayReader<'a> {
     array: &'a ArrayFile,
-    stream: Stream,
+    stream: Stream<'a>,
 }
 
 impl ArrayReader<'_> {
@@ -213,6 +236,13 @@ impl ArrayReader<'_> {
         let n = array.record_len().unwrap_or(0);
         let mut bytes = vec![0; n];
         let result = match &mut self.stream {
+            Stream::Memory(all) => match all.get(index * n..(index + 1) * n) {
+                Some(record) => {
+                    bytes.copy_from_slice(record);
+                    Ok(())
+                }
+                None => Err(io::ErrorKind::UnexpectedEof.into()),
+            },
             Stream::Plain { file, at } => {
                 let at = *at + index as u64 * n as u64;
                 file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut bytes))

@@ -6,20 +6,20 @@ use basisopt_passes::{ExecutorError, Inputs, Samples};
 use basisopt_runtime::{Dataset, InputInfo, Preprocess};
 
 /// Images that are calibrated on where nothing is said.
-pub(crate) const SAMPLES: usize = 1000;
+pub const SAMPLES: usize = 1000;
 
 /// Bytes of activations that calibration keeps at most.
 const MAX_MEMORY: u64 = 4 << 30;
 
 /// Memory for activations: a quarter of the machine's, and no more than 4 GiB.
-pub(crate) fn calibration_memory() -> usize {
+pub fn calibration_memory() -> usize {
     let machine = basisopt_runtime::total_memory().unwrap_or(MAX_MEMORY);
     usize::try_from((machine / 4).min(MAX_MEMORY)).unwrap_or(usize::MAX)
 }
 
 /// The images of a data set as inputs of a network.
 #[derive(Debug)]
-pub(crate) struct DataSamples {
+pub struct DataSamples {
     dataset: Dataset,
     preprocess: Preprocess,
     input: InputInfo,
@@ -32,7 +32,7 @@ impl DataSamples {
     ///
     /// # Errors
     /// If the network does not take one batch of images, or the data do not fit it.
-    pub(crate) fn new(
+    pub fn new(
         dataset: Dataset,
         preprocess: Preprocess,
         graph: &Graph,
@@ -49,7 +49,7 @@ impl DataSamples {
     }
 
     /// Number of images.
-    pub(crate) fn n_images(&self) -> usize {
+    pub fn n_images(&self) -> usize {
         (self.n_batches * self.batch_size()).min(self.dataset.len())
     }
 }

@@ -1,6 +1,5 @@
 //! The ladder of recovery: what is done, step by step, until enough of the accuracy is back.
 
-use crate::training::LogLine;
 use basisopt_passes::{Outcome, PassReport, Report, meets_goal};
 use serde::Serialize;
 use std::fmt::Write as _;
@@ -14,15 +13,18 @@ const OWN: [&str; 6] = ["epochs", "minutes", "loss", "mix", "train", "goal"];
 
 /// One step of recovery, in reports.
 #[derive(Clone, Debug, Default, Serialize)]
-pub(super) struct Rung {
+pub struct Rung {
     /// The pass with its options.
     pub name: String,
+    /// What it does, for people.
     pub title: String,
+    /// How long it took.
     pub seconds: f64,
     /// Passes over the images.
     pub epochs: Option<f64>,
     /// On the validation images, 0…1.
     pub score_before: Option<f64>,
+    /// After it.
     pub score: Option<f64>,
     /// The original's.
     #[serde(skip)]
@@ -30,7 +32,9 @@ pub(super) struct Rung {
     /// Whether the score is accuracy, and not agreement.
     #[serde(skip)]
     pub is_accuracy: Option<bool>,
+    /// The loss, or the error of blocks, on the validation images.
     pub loss_before: Option<f64>,
+    /// After it.
     pub loss: Option<f64>,
     /// Why it was not needed.
     pub skipped: Option<String>,
@@ -38,19 +42,11 @@ pub(super) struct Rung {
     pub met: Option<bool>,
 }
 
-/// An epoch, with the rung that it belongs to.
-#[derive(Debug, Serialize)]
-pub(super) struct Curve<'a> {
-    rung: &'a str,
-    #[serde(flatten)]
-    line: &'a LogLine,
-}
-
 /// The passes that recover accuracy, each from `,` on. `options` are those of the last rung.
 ///
 /// Without a goal there is no reason to stop early, so what only saves time is left out: blocks are trained, then the
 /// whole network with everything there is.
-pub(super) fn passes(options: &str, goal: Option<f64>, is_labelled: bool) -> String {
+pub fn passes(options: &str, goal: Option<f64>, is_labelled: bool) -> String {
     let tail = if options.is_empty() { String::new() } else { format!(":{options}") };
     let Some(goal) = goal else { return format!(",reconstruct,fine-tune{tail}") };
     let given = |key: &str| {
@@ -79,7 +75,7 @@ pub(super) fn passes(options: &str, goal: Option<f64>, is_labelled: bool) -> Str
 }
 
 /// What became of each rung; the first one is the factors as they were made.
-pub(super) fn rungs(report: &Report, goal: Option<f64>) -> Vec<Rung> {
+pub fn rungs(report: &Report, goal: Option<f64>) -> Vec<Rung> {
     let mut found: Vec<Rung> = Vec::new();
     let mut factoring = 0.0;
     for pass in &report.passes {
@@ -142,17 +138,6 @@ fn rung(pass: &PassReport, goal: Option<f64>) -> Rung {
         skipped,
         name,
     }
-}
-
-/// The epochs of all rungs. A run of training is known by its place among those that were not skipped.
-pub(super) fn curves<'a>(rungs: &'a [Rung], history: &'a [LogLine]) -> Vec<Curve<'a>> {
-    let trained: Vec<&Rung> =
-        rungs.iter().filter(|r| r.name.starts_with("fine-tune") && r.skipped.is_none()).collect();
-    let curve = |line: &'a LogLine| {
-        let rung = trained.get(line.run.checked_sub(1)?)?;
-        Some(Curve { rung: &rung.name, line })
-    };
-    history.iter().filter_map(curve).collect()
 }
 
 #[cfg(test)]

@@ -1,10 +1,9 @@
-//! What `compress` measures: the network before and after, on the same inputs and side by side.
+//! What is measured of a compressed network: the network before and after, on the same inputs and side by side.
 
-use crate::compress::Args;
-use crate::data::explain;
-use crate::progress::{Progress, interrupted};
+use crate::error::EmbedError;
+use crate::settings::Settings;
 use basisopt_runtime::{
-    BenchOptions, BenchProgress, BenchResult, Dataset, ENGINE, Engine, OutputDiff, Outputs, Preprocess,
+    BenchOptions, BenchProgress, BenchResult, Dataset, ENGINE, LoadOptions, OutputDiff, Outputs, Preprocess,
     RuntimeError, Session, Source, bench, compare, random_inputs,
 };
 use serde::Serialize;
@@ -19,14 +18,17 @@ const ROUNDS: usize = 30;
 const SECONDS: f64 = 1.0;
 
 /// Everything measured; what could not be is absent, and `notes` say why.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Measured {
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Measured {
+    /// What ran the networks.
     pub engine: &'static str,
     /// What the inputs were.
     pub inputs: String,
     /// What was calibrated on.
     pub calibration: Option<String>,
+    /// Where there are labels and class scores.
     pub accuracy: Option<Accuracy>,
+    /// Where there are class scores.
     pub agreement: Option<Agreement>,
     /// Root of the squared error of the outputs relative to their variance over inputs.
     pub output_error: Option<f64>,
@@ -36,23 +38,29 @@ pub(crate) struct Measured {
     pub outputs: Vec<OutputDiff>,
     /// Before and after.
     pub latency: Option<[BenchResult; 2]>,
+    /// What is to be said beside.
     pub notes: Vec<String>,
 }
 
 /// Top-1 accuracy, 0…1.
-#[derive(Debug, Serialize)]
-pub(crate) struct Accuracy {
+#[derive(Clone, Debug, Serialize)]
+pub struct Accuracy {
+    /// Number of images.
     pub n: usize,
+    /// The original's.
     pub before: f64,
+    /// The result's.
     pub after: f64,
     /// Half the width of the 95 % interval of `after`.
     pub margin: f64,
 }
 
 /// Inputs to which both networks give the same class, 0…1.
-#[derive(Debug, Serialize)]
-pub(crate) struct Agreement {
+#[derive(Clone, Debug, Serialize)]
+pub struct Agreement {
+    /// Number of inputs.
     pub n: usize,
+    /// The share of them.
     pub share: f64,
 }
 
@@ -60,16 +68,21 @@ pub(crate) struct Agreement {
 ///
 /// # Errors
 /// If data and network do not fit together, or a network fails while it runs.
-pub(crate) fn measure(
-    args: &Args,
+pub fn measure(
+    settings: &Settings<'_>,
+    untimed: bool,
     data: Option<(&Dataset, &Preprocess)>,
     sources: &[Source; 2],
-    quiet: bool,
-) -> anyhow::Result<Measured> {
-    let seed = args.data.seed.unwrap_or(0);
+) -> Result<Measured, EmbedError> {
+    let seed = settings.seed;
     let mut measured = Measured { engine: ENGINE, ..Measured::default() };
-    let preferred = BATCH;
-    let sessions: [Session; 2] = match args.run.load(&[&sources[0], &sources[1]], preferred, Engine::Stock) {
+    let options = LoadOptions {
+        batch: settings.batch,
+        dims: settings.dims.clone(),
+        threads: settings.threads,
+        ..LoadOptions::default()
+    };
+    let sessions: [Session; 2] = match load_alike(&[&sources[0], &sources[1]], &options, BATCH) {
         Ok(sessions) => match sessions.try_into() {
             Ok(pair) => pair,
             Err(_) => return Ok(measured),
@@ -83,8 +96,7 @@ pub(crate) fn measure(
     match data {
         Some((dataset, preprocess)) => {
             measured.inputs = format!("{}: {}", dataset.path().display(), dataset.describe());
-            let result = on_data(&mut measured, (before, after), dataset, preprocess, quiet);
-            result.map_err(|e| explain(e, &args.model))?;
+            on_data(&mut measured, (before, after), dataset, preprocess, settings)?;
         }
         None => {
             measured.inputs = format!("{RANDOM} random inputs, seed {seed}");
@@ -92,18 +104,18 @@ pub(crate) fn measure(
             let batch = before.batch().unwrap_or(1).max(1);
             let inputs =
                 (0..RANDOM.div_ceil(batch) as u64).map(|i| Ok(random_inputs(&infos, seed.wrapping_add(i))));
-            let inputs = inputs.take_while(|_| !interrupted());
-            let progress = Progress::new("comparing", quiet);
+            let inputs = inputs.take_while(|_| !(settings.stop)());
+            settings.host.stage("comparing");
             measured.outputs = compare(&mut before, &mut after, inputs, &mut |n| {
-                progress.update(n * batch, RANDOM, "inputs");
+                settings.host.progress(n * batch, RANDOM, "inputs");
             })?;
             measured.n_compared = RANDOM.div_ceil(batch) * batch;
             let share = measured.outputs.iter().find_map(|o| o.top1_agreement);
             measured.agreement = share.map(|share| Agreement { n: RANDOM.div_ceil(batch) * batch, share });
         }
     }
-    if !args.no_bench && !interrupted() {
-        measured.latency = latency(args, sources, seed, quiet)?;
+    if !untimed && !(settings.stop)() {
+        measured.latency = latency(settings, sources)?;
     }
     Ok(measured)
 }
@@ -113,22 +125,22 @@ fn on_data(
     (mut before, mut after): (Session, Session),
     dataset: &Dataset,
     preprocess: &Preprocess,
-    quiet: bool,
+    settings: &Settings<'_>,
 ) -> Result<(), RuntimeError> {
     let n = dataset.len();
-    let keep_going = || !interrupted();
+    let keep_going = || !(settings.stop)();
     let batch = before.batch().unwrap_or(1).max(1);
     let infos = before.inputs().to_vec();
     if let [input] = infos.as_slice() {
         let batches = dataset.batches(preprocess, input)?.take(COMPARED.div_ceil(batch));
-        let batches = batches.map(|b| Ok(vec![b?.inputs])).take_while(|_| !interrupted());
+        let batches = batches.map(|b| Ok(vec![b?.inputs])).take_while(|_| keep_going());
         measured.outputs = compare(&mut before, &mut after, batches, &mut |_| {})?;
         measured.n_compared = (COMPARED.div_ceil(batch) * batch).min(n);
     }
-    let progress = Progress::new("evaluating", quiet);
-    let mut show = |i: usize| progress.update(i, 2 * n, "the original");
+    settings.host.stage("evaluating");
+    let mut show = |i: usize| settings.host.progress(i, 2 * n, "the original");
     let a = Outputs::of(&before.into_program()?, dataset, preprocess, &mut show, &keep_going)?;
-    let mut show = |i: usize| progress.update(n + i, 2 * n, "the result");
+    let mut show = |i: usize| settings.host.progress(n + i, 2 * n, "the result");
     let b = Outputs::of(&after.into_program()?, dataset, preprocess, &mut show, &keep_going)?;
     measured.output_error = a.error(&b).map(f64::sqrt);
     // Only outputs that look like class scores can be right, or agree on a class.
@@ -151,29 +163,49 @@ fn on_data(
     Ok(())
 }
 
-fn latency(
-    args: &Args,
-    sources: &[Source; 2],
-    seed: u64,
-    quiet: bool,
-) -> Result<Option<[BenchResult; 2]>, RuntimeError> {
+fn latency(settings: &Settings<'_>, sources: &[Source; 2]) -> Result<Option<[BenchResult; 2]>, RuntimeError> {
     let options = BenchOptions {
-        batch: args.run.batch(),
-        dims: args.run.dims.clone(),
-        threads: args.run.threads(),
-        engines: vec![args.engine.into()],
+        batch: settings.batch,
+        dims: settings.dims.clone(),
+        threads: settings.threads,
+        engines: vec![settings.engine],
         runs: ROUNDS,
         min_seconds: SECONDS,
-        seed,
+        seed: settings.seed,
         memory: false,
         ..BenchOptions::default()
     };
-    let progress = Progress::new("measuring", quiet);
+    settings.host.stage("measuring");
     let results = bench(sources, &options, &mut |at| {
         if let BenchProgress::Round(done, of) = at {
-            progress.update(done.min(of), of, "rounds");
+            settings.host.progress(done.min(of), of, "rounds");
         }
-        !interrupted()
+        !(settings.stop)()
     })?;
     Ok(results.try_into().ok())
+}
+
+/// Loads networks that will be given the same inputs, in batches of `options.batch`, or else of `preferred`, or else of
+/// what one of them fixes.
+///
+/// # Errors
+/// What [`Session::load`] says, about the batch that was asked for if there was one.
+pub fn load_alike(
+    sources: &[&Source],
+    options: &LoadOptions,
+    preferred: usize,
+) -> Result<Vec<Session>, RuntimeError> {
+    let load = |batch: Option<usize>| -> Result<Vec<Session>, RuntimeError> {
+        let options = LoadOptions { batch, ..options.clone() };
+        sources.iter().map(|source| Session::load(source, &options)).collect()
+    };
+    if options.batch.is_some() {
+        return load(options.batch);
+    }
+    match load(Some(preferred)) {
+        Err(RuntimeError::FixedBatch { found, .. }) => load(Some(found)),
+        // Some networks claim an open batch and have it built into a Reshape.
+        Err(RuntimeError::Tract { .. }) if preferred != 1 => load(Some(1)),
+        other => other,
+    }
 }

@@ -1,25 +1,24 @@
 //! The images of a run, in parts that share none: to calibrate on, to choose by, and to report on.
 
-use crate::data::DataArgs;
+use crate::error::EmbedError;
 use crate::executor::TractExecutor;
-use crate::progress::interrupted;
-use crate::samples::SAMPLES;
-use anyhow::Context as _;
+use crate::recipe::Recipe;
+use crate::settings::Stop;
 use basisopt_ir::Graph;
 use basisopt_passes::{ExecutorError, Judge};
-use basisopt_runtime::{Dataset, DatasetOptions, Outputs, Preprocess};
-use std::path::Path;
+use basisopt_runtime::{Dataset, Outputs, Preprocess};
 
-/// Images that are chosen by, and reported on, at most.
-pub(crate) const JUDGED: usize = 1000;
-pub(crate) const HELD_OUT: usize = 2000;
+/// Images that are chosen by, at most.
+pub const JUDGED: usize = 1000;
+/// Images that are reported on, at most.
+pub const HELD_OUT: usize = 2000;
 
 /// Images that versions are chosen by in training, at most.
 const VALIDATED: usize = 5000;
 
 /// What the images are for, beside calibration and the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Use {
+pub enum Use {
     /// Nothing.
     Report,
     /// Choosing by accuracy.
@@ -28,9 +27,20 @@ pub(crate) enum Use {
     Train,
 }
 
+impl Use {
+    /// What a recipe needs images for.
+    pub fn of(recipe: &Recipe) -> Self {
+        match (&recipe.fine_tune, recipe.is_judged()) {
+            (Some(_), _) => Self::Train,
+            (None, true) => Self::Judge,
+            (None, false) => Self::Report,
+        }
+    }
+}
+
 /// The parts.
-#[derive(Debug, Default)]
-pub(crate) struct Material {
+#[derive(Clone, Debug, Default)]
+pub struct Material {
     /// To learn from; labels play no part.
     pub calibration: Option<Dataset>,
     /// To choose by.
@@ -39,45 +49,37 @@ pub(crate) struct Material {
     pub training: Option<Dataset>,
     /// To report on: nothing is learnt from or chosen by these.
     pub held_out: Option<Dataset>,
+    /// How they become inputs.
     pub preprocess: Preprocess,
 }
 
 impl Material {
-    /// Opens the data and shares them out: `--samples` images at random for calibration (all other parts
-    /// too, if the settings name images for that), some to choose by if that is needed, the rest to report on.
+    /// Shares images out: `n_samples` at random for calibration (all other parts too, if there are images of their own for
+    /// that), some to choose by if that is needed, `held_out` of the rest to report on. The same seed gives the same parts.
     ///
     /// # Errors
-    /// As [`DataArgs::open`].
-    pub(crate) fn open(
-        args: &DataArgs,
-        model: &Path,
-        calibration: Option<&Path>,
+    /// [`EmbedError::Missing`] if nothing would be left to train on.
+    pub fn share(
+        data: Option<Dataset>,
+        calibration: Option<Dataset>,
+        preprocess: Preprocess,
+        (n_samples, held_out): (usize, usize),
+        seed: u64,
         use_: Use,
-        held_out: usize,
-    ) -> anyhow::Result<Self> {
-        let settings = args.settings(model)?;
-        let samples = args.samples.map_or(SAMPLES, |n| usize::try_from(n).unwrap_or(usize::MAX));
-        let seed = args.seed.unwrap_or(0);
-        // All of the data are shared out here, so none are left out by the flags of other commands.
-        let all = DataArgs { samples: None, seed: None, ..args.clone() };
-        let mut material = Self { preprocess: settings.preprocess(), ..Self::default() };
-        let own = calibration.map(Path::to_owned).or_else(|| settings.calibration.clone());
-        if let Some(path) = &own {
-            let open = Dataset::open(path, &DatasetOptions::default());
-            let dataset = open.context("cannot read the images to calibrate on")?;
-            material.calibration = Some(dataset.split(samples, seed).0);
-        }
-        let Some((dataset, preprocess)) = all.open(model)? else { return Ok(material) };
-        material.preprocess = preprocess;
-        let mut rest = dataset;
+    ) -> Result<Self, EmbedError> {
+        let calibration = calibration.map(|dataset| dataset.split(n_samples, seed).0);
+        let mut material = Self { calibration, preprocess, ..Self::default() };
+        let Some(mut rest) = data else { return Ok(material) };
         if use_ == Use::Train {
             // A tenth each to choose by and to report on; what is calibrated on is trained on as well.
             let tenth = (rest.len() / 10).max(1);
             let (judged, others) = rest.split(tenth.min(VALIDATED), seed.wrapping_add(1));
             let (reported, others) = others.split(tenth.min(held_out), seed.wrapping_add(2));
-            anyhow::ensure!(!others.is_empty(), "there are too few images to train on");
+            if others.is_empty() {
+                return Err(EmbedError::Missing("there are too few images to train on".to_owned()));
+            }
             if material.calibration.is_none() {
-                material.calibration = Some(others.clone().split(samples, seed).0);
+                material.calibration = Some(others.clone().split(n_samples, seed).0);
             }
             material.judged = Some(judged);
             material.held_out = Some(reported);
@@ -86,7 +88,7 @@ impl Material {
         }
         if material.calibration.is_none() {
             // At least as many images are reported on, however few there are.
-            let n = samples.min(rest.len().div_ceil(2));
+            let n = n_samples.min(rest.len().div_ceil(2));
             let (first, second) = rest.split(n, seed);
             material.calibration = Some(first);
             rest = second;
@@ -104,17 +106,25 @@ impl Material {
 }
 
 /// Judges versions of a network by images that calibration does not see.
-pub(crate) struct ImageJudge {
+pub struct ImageJudge {
     executor: TractExecutor,
     dataset: Dataset,
     preprocess: Preprocess,
+    stop: Stop,
     /// The classes that the first version scored, the original, gives.
     original: Option<Vec<Option<usize>>>,
 }
 
+impl std::fmt::Debug for ImageJudge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ImageJudge").field("dataset", &self.dataset).finish_non_exhaustive()
+    }
+}
+
 impl ImageJudge {
-    pub(crate) fn new(executor: TractExecutor, dataset: Dataset, preprocess: Preprocess) -> Self {
-        Self { executor, dataset, preprocess, original: None }
+    /// Judges by these images, with labels or by agreement with the first version that is scored.
+    pub fn new(executor: TractExecutor, dataset: Dataset, preprocess: Preprocess, stop: Stop) -> Self {
+        Self { executor, dataset, preprocess, stop, original: None }
     }
 }
 
@@ -122,7 +132,7 @@ impl Judge for ImageJudge {
     fn score(&mut self, graph: &Graph) -> Result<f64, ExecutorError> {
         let words = |e: basisopt_runtime::RuntimeError| ExecutorError(e.to_string());
         let program = self.executor.program(graph)?;
-        let keep_going = || !interrupted();
+        let keep_going = || !(self.stop)();
         let outputs = Outputs::of(&program, &self.dataset, &self.preprocess, &mut |_| {}, &keep_going);
         let outputs = outputs.map_err(words)?;
         let share = |hits: Vec<bool>| hits.iter().filter(|h| **h).count() as f64 / hits.len().max(1) as f64;

@@ -1,7 +1,6 @@
 //! The numerical check of the pass manager, by tract.
 
-use crate::progress::interrupted;
-use crate::work::count;
+use crate::settings::{Settings, Stop};
 use basisopt_ir::{Graph, Tensor};
 use basisopt_onnx::Source;
 use basisopt_passes::{Executor, ExecutorError};
@@ -10,6 +9,7 @@ use basisopt_runtime::{
     RuntimeError, Session, bench, random_inputs,
 };
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// Rounds in which versions of a network are timed, and seconds for each of them, at least.
 const ROUNDS: usize = 7;
@@ -17,7 +17,7 @@ const SECONDS: f64 = 0.03;
 
 /// The board and its processor, how tract runs on it, and this program's version, whose kernels are part of it: in words
 /// that are the same in every process on the same device.
-pub(crate) fn device(engine: Engine, threads: usize) -> String {
+pub fn device(engine: Engine, threads: usize) -> String {
     let machine = Machine::here();
     let parts: Vec<&str> = [&machine.board, &machine.cpu].into_iter().flatten().map(String::as_str).collect();
     let engine = if engine == Engine::Stock { "stock" } else { "fused" };
@@ -26,7 +26,7 @@ pub(crate) fn device(engine: Engine, threads: usize) -> String {
         parts.join(", "),
         machine.architecture,
         machine.instructions.join(" "),
-        count(threads, "thread"),
+        if threads == 1 { "1 thread".to_owned() } else { format!("{threads} threads") },
         env!("CARGO_PKG_VERSION")
     )
 }
@@ -39,7 +39,6 @@ const BATCH: usize = 8;
 ///
 /// tract does not optimise what it runs here, but it still simplifies: it folds BatchNormalization
 /// into convolutions itself, for one.
-#[derive(Debug)]
 pub struct TractExecutor {
     source: Source,
     batch: Option<usize>,
@@ -50,12 +49,47 @@ pub struct TractExecutor {
     loaded: Option<(Bytes, Session)>,
     /// How networks run that are timed.
     timing: (Engine, usize),
+    stop: Stop,
+}
+
+impl std::fmt::Debug for TractExecutor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TractExecutor")
+            .field("source", &self.source)
+            .field("batch", &self.batch)
+            .field("dims", &self.dims)
+            .field("timing", &self.timing)
+            .finish_non_exhaustive()
+    }
 }
 
 impl TractExecutor {
     /// An executor for the graphs of this file. It makes seeded random inputs.
     pub fn new(source: Source) -> Self {
-        Self { source, batch: None, dims: Vec::new(), data: None, loaded: None, timing: (Engine::Fused, 1) }
+        Self {
+            source,
+            batch: None,
+            dims: Vec::new(),
+            data: None,
+            loaded: None,
+            timing: (Engine::Fused, 1),
+            stop: Arc::new(|| false),
+        }
+    }
+
+    /// An executor for the graphs of this file, with sizes, threads and interruption as the settings have them.
+    pub fn with_settings(source: Source, settings: &Settings<'_>) -> Self {
+        // Versions of a network are timed fused, unless that is not wanted: it is nearly always faster.
+        let engine = if settings.engine == Engine::Stock { Engine::Stock } else { Engine::Fused };
+        let executor = Self::new(source).with_dims(settings.dims.clone());
+        executor.with_timing(engine, settings.threads).with_stop(settings.stop.clone())
+    }
+
+    /// What is asked whether to stop, while networks are timed.
+    #[must_use]
+    pub fn with_stop(mut self, stop: Stop) -> Self {
+        self.stop = stop;
+        self
     }
 
     /// Sizes for unknown dimensions of the inputs, as in [`LoadOptions::dims`]. An open batch is 1 if
@@ -85,7 +119,7 @@ impl TractExecutor {
     ///
     /// # Errors
     /// If it cannot be loaded, or takes several inputs.
-    pub(crate) fn image_input(&self, graph: &Graph) -> Result<InputInfo, ExecutorError> {
+    pub fn image_input(&self, graph: &Graph) -> Result<InputInfo, ExecutorError> {
         let (_, source) = self.encode(graph)?;
         let load = |batch| {
             let options =
@@ -110,7 +144,7 @@ impl TractExecutor {
     ///
     /// # Errors
     /// If it cannot be loaded.
-    pub(crate) fn program(&self, graph: &Graph) -> Result<Program, ExecutorError> {
+    pub fn program(&self, graph: &Graph) -> Result<Program, ExecutorError> {
         let (_, source) = self.encode(graph)?;
         let load = |batch| {
             Session::load(&source, &LoadOptions { batch, dims: self.dims.clone(), ..LoadOptions::default() })
@@ -209,7 +243,7 @@ impl Executor for TractExecutor {
             ..BenchOptions::default()
         };
         let results =
-            bench(&sources, &options, &mut |_| !interrupted()).map_err(|e| words(&self.source, &e))?;
+            bench(&sources, &options, &mut |_| !(self.stop)()).map_err(|e| words(&self.source, &e))?;
         // Each round's ratio to the first is steadier than any time by itself.
         let first = results.first().map_or(0.0, |r| r.median_ms / r.batch as f64);
         Ok(results.iter().map(|r| r.time_ratio * first * 1e-3).collect())
