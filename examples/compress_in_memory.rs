@@ -29,12 +29,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/models/glyphnet.onnx"))?;
     let mut model = Model::from_bytes("glyphnet", bytes.into(), None)?;
 
-    // Images as the network is fed them, [N, 1, 32, 32]; noise has to do here. No labels: versions are judged by whether
+    // Images as the network is fed them, [N, 3, 32, 32]; noise has to do here. No labels: versions are judged by whether
     // they agree with the original.
-    let pixels: Vec<f32> = (0..256u32 * 32 * 32)
+    let pixels: Vec<f32> = (0..256u32 * 3 * 32 * 32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32)
         .collect();
-    let images = Tensor::from_f32s(vec![256, 1, 32, 32], &pixels)?;
+    let images = Tensor::from_f32s(vec![256, 3, 32, 32], &pixels)?;
     let data = Dataset::in_memory("noise", &images, None)?;
 
     let recipe = Recipe { budget: Some("macs=0.5".to_owned()), ..Recipe::default() };

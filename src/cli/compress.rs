@@ -318,7 +318,7 @@ fn usage(error: RecipeError) -> Usage {
 /// An error of the library, with the flags to change.
 fn of_embed(error: EmbedError, model: &Path) -> anyhow::Error {
     match error {
-        EmbedError::Manager { file, source } => explain(source, &file),
+        EmbedError::Manager { file, source } => explain(*source, &file),
         EmbedError::Runtime(error) => data::explain(error, model),
         EmbedError::Recipe(error) => usage(error).into(),
         error => error.into(),

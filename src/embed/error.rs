@@ -24,7 +24,7 @@ pub enum EmbedError {
         /// The model.
         file: String,
         /// What happened.
-        source: ManagerError,
+        source: Box<ManagerError>,
     },
     /// tract could not run a network, or the images do not fit it.
     #[error(transparent)]
@@ -74,7 +74,7 @@ impl EmbedError {
     pub(crate) fn manager(file: &str, source: ManagerError) -> Self {
         match source {
             ManagerError::Pass { source: PassError::Interrupted, .. } => Self::Interrupted,
-            source => Self::Manager { file: file.to_owned(), source },
+            source => Self::Manager { file: file.to_owned(), source: Box::new(source) },
         }
     }
 
