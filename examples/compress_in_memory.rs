@@ -4,6 +4,8 @@
 //! cargo run --release --no-default-features --example compress_in_memory
 //! ```
 
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example")]
+
 use basisopt::ir::Tensor;
 use basisopt::{CompressOptions, Dataset, Host, Model, Preprocess, Recipe, Settings, compress};
 

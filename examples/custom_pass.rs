@@ -4,6 +4,8 @@
 //! cargo run --release --no-default-features --example custom_pass
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example")]
+
 use basisopt::ir::{Graph, Op, Operand, Rewrite, ValueId};
 use basisopt::{
     Fidelity, Model, OptimizeOptions, Outcome, Pass, PassContext, PassError, PassInfo, Pipeline, Registry,

@@ -5,6 +5,8 @@
 //! cargo run --release --no-default-features --example custom_rule
 //! ```
 
+#![allow(clippy::print_stdout, reason = "an example")]
+
 use basisopt::ir::{Graph, NodeId, Op, Operand, Rewrite, ValueId};
 use basisopt::{
     Fidelity, Model, OptimizeOptions, PassInfo, Pipeline, Proposal, Refusal, Rule, RulePass, optimize,
