@@ -39,7 +39,7 @@ pub use basisopt_embed::{
 pub use basisopt_onnx::{Model, OnnxError};
 #[doc(inline)]
 pub use basisopt_passes::{
-    Calibration, Executor, ExecutorError, Fidelity, Host, Inputs, Item, Manager, ManagerError, NoHost,
+    Calibration, Executor, ExecutorError, Fidelity, Host, Inputs, Item, Judge, Manager, ManagerError, NoHost,
     NoObserver, Observer, Outcome, Pass, PassContext, PassError, PassInfo, PassReport, Pipeline,
     PipelineError, Program, Proposal, Refusal, Registry, Remark, Report, Rule, RulePass, Samples,
     apply_everywhere,
