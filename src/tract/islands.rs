@@ -74,6 +74,14 @@ impl Islands {
 }
 
 impl Layer {
+    /// Number of groups; a product has one.
+    pub fn n_groups(&self) -> usize {
+        match &self.form {
+            Form::Conv { conv, .. } => conv.group.max(1),
+            Form::Product { .. } => 1,
+        }
+    }
+
     /// Whether it reads every position by itself.
     fn is_pointwise(&self) -> bool {
         match &self.form {

@@ -61,7 +61,7 @@ mod report;
 mod run;
 
 pub use options::{FactorizeConv, FactorizeLinear};
-pub use report::Report;
+pub use report::{Factored, Report};
 pub use run::TransformError;
 
 use tract_core::internal::{StaticName, TractResult, TypedModel};

@@ -3,6 +3,7 @@
 use crate::convert::to_tract;
 use crate::islands::Islands;
 use crate::layer::{Form, Layer};
+use crate::report::Factored;
 use crate::run::TransformError;
 use basisopt_ir::tensor::TensorError;
 use basisopt_ir::{Graph, NodeId, Op, ValueId};
@@ -22,17 +23,19 @@ struct Pair {
     is_folded: bool,
 }
 
-/// Replaces the layers that were factorised.
-pub(crate) fn apply(model: &mut TypedModel, islands: &Islands) -> TractResult<()> {
+/// Replaces the layers that were factorised, and names them.
+pub(crate) fn apply(model: &mut TypedModel, islands: &Islands) -> TractResult<Vec<Factored>> {
     let mut factors = Factors { islands, put: vec![] };
+    let mut factored = vec![];
     for (layer, &end) in islands.layers.iter().zip(islands.graph.outputs()) {
         let Some(pair) = Pair::at(&islands.graph, end.node) else { continue };
         match &layer.form {
             Form::Conv { conv, .. } => factors.convolution(model, layer, conv, &pair)?,
             Form::Product { .. } => factors.product(model, layer, &pair)?,
         }
+        factored.push(Factored { layer: layer.label.clone(), rank: pair.sizes[0] / layer.n_groups() });
     }
-    Ok(())
+    Ok(factored)
 }
 
 impl Pair {

@@ -7,18 +7,28 @@ use std::fmt;
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Report {
+    /// The layers that were factorised, in the order in which they run.
+    pub factored: Vec<Factored>,
     /// One remark per layer: its rank and error, or why it stayed whole. Layers that share a weight and were
-    /// factorised have one together.
+    /// factorised have one together. tract keeps equal constants once, so that layers whose weights are equal in every
+    /// number share one.
     pub remarks: Vec<Remark>,
 }
 
+/// A layer that is a pair now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Factored {
+    /// Name of the layer.
+    pub layer: String,
+    /// Number of basis filters, or of basis rows; in a grouped convolution, in each group.
+    pub rank: usize,
+}
+
 impl Report {
-    /// The layers that were factorised, with their ranks (per group), in the order of the model.
+    /// The layers that were factorised, with their ranks.
     pub fn ranks(&self) -> impl Iterator<Item = (&str, usize)> {
-        self.remarks.iter().filter(|r| r.kind == RemarkKind::Applied).filter_map(|r| {
-            let rank = r.values.get("rank")?;
-            Some((r.node.as_str(), *rank as usize))
-        })
+        self.factored.iter().map(|f| (f.layer.as_str(), f.rank))
     }
 
     /// The layers that stayed whole, with the codes of the reasons.

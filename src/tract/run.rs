@@ -101,11 +101,12 @@ pub(crate) fn run(model: &mut TypedModel, kind: Kind, item: Item) -> TractResult
     // What was folded into a layer that stays whole stays where it was in the model.
     remarks.extend(report.remarks().filter(|remark| remark.pass == pass).cloned());
 
+    let mut factored = vec![];
     if report.n_rewrites() > 0 {
-        patch::apply(&mut work, &islands)?;
+        factored = patch::apply(&mut work, &islands)?;
         work.prop_consts()?;
         work.compact()?;
     }
     *model = work;
-    Ok(Report { remarks })
+    Ok(Report { factored, remarks })
 }

@@ -222,7 +222,7 @@ fn a_shared_weight_has_shared_factors_unless_something_else_reads_it() {
         model
     };
     let (small, report) = transformed(&shared(false), &exactly(), 1e-5);
-    assert_eq!(ranks(&report), [("a", 3)]);
+    assert_eq!(ranks(&report), [("a", 3), ("b", 3)]);
     assert_eq!(convolutions(&small).len(), 4);
     let bases: Vec<OutletId> = small
         .nodes()
