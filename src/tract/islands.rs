@@ -38,13 +38,14 @@ impl Islands {
     pub fn of(model: &TypedModel, layers: Vec<Layer>) -> TractResult<Self> {
         let mut graph = Graph::new("layers", OPSET);
         let mut weights: Vec<Shared> = vec![];
-        // Values of the model that layers give, and where in the graph they are.
-        let mut given: Vec<(OutletId, ValueId)> = vec![];
+        // Values of the model that layers give, their spatial axes, and where in the graph they are.
+        let mut given: Vec<((OutletId, usize), ValueId)> = vec![];
         for layer in &layers {
             let inputs = &model.node(layer.node).inputs;
             let (from, weight_from) = (inputs[layer.data_slot], inputs[layer.weight_slot]);
-            let before = given.iter().find(|(value, _)| *value == from && layer.is_pointwise()).map(|g| g.1);
-            let x = before.unwrap_or_else(|| {
+            let sought = (from, layer.n_spatial);
+            let before = given.iter().find(|(value, _)| *value == sought && layer.is_pointwise());
+            let x = before.map(|g| g.1).unwrap_or_else(|| {
                 let name = graph.unused_value_name(&format!("{}.input", layer.label));
                 let shape = model.outlet_fact(from).map(|fact| layer.input_shape(fact)).unwrap_or_default();
                 graph.add_input(name, ValueType { dtype: Some(layer.dtype), shape })
@@ -53,7 +54,7 @@ impl Islands {
             let bias = bias(&mut graph, model, layer)?;
             let mut end = add(&mut graph, &layer.label, layer.op(), &[x, weight].map(Some), bias);
             if layer.tail.is_none() {
-                given.push((layer.node.into(), end));
+                given.push(((layer.node.into(), layer.n_spatial), end));
             }
             if let Some(tail) = &layer.tail {
                 end = normalisation(&mut graph, layer, end, &tail.affine)
@@ -77,44 +78,45 @@ impl Layer {
     /// Number of groups; a product has one.
     pub fn n_groups(&self) -> usize {
         match &self.form {
-            Form::Conv { conv, .. } => conv.group.max(1),
-            Form::Product { .. } => 1,
+            Form::Conv(conv) => conv.group.max(1),
+            Form::Product(_) => 1,
         }
     }
 
     /// Whether it reads every position by itself.
     fn is_pointwise(&self) -> bool {
         match &self.form {
-            Form::Conv { conv, .. } => conv.pool_spec.kernel_shape.iter().all(|&k| k == 1),
-            Form::Product { .. } => true,
+            Form::Conv(conv) => conv.pool_spec.kernel_shape.iter().all(|&k| k == 1),
+            Form::Product(_) => true,
         }
     }
 
     /// The shape of its input with channels where the passes expect them, as far as it is known.
     fn input_shape(&self, fact: &TypedFact) -> Option<Vec<Dim>> {
-        let Form::Conv { conv, .. } = &self.form else {
-            let columns = fact.shape.get(self.axis()?)?;
-            return Some(vec![Dim::Unknown, convert::dim(columns)]);
+        let dim = |axis: usize| fact.shape.get(axis).map(convert::dim);
+        let (channels, batch, spatial) = match &self.form {
+            Form::Conv(conv) => {
+                let shape = conv.pool_spec.data_format.shape(fact.shape.to_tvec()).ok()?;
+                (shape.c_axis(), shape.n_axis(), shape.hw_axes())
+            }
+            Form::Product(p) if self.n_spatial > 0 => {
+                (p.data_axis, (p.data_axis > 0).then_some(0), p.data_axis + 1..p.data_rank)
+            }
+            // Rows of a matrix, whatever they count.
+            Form::Product(p) => return Some(vec![Dim::Unknown, dim(p.data_axis)?]),
         };
-        let shape = conv.pool_spec.data_format.shape(fact.shape.to_tvec()).ok()?;
-        let batch = shape.n().map_or(Dim::Known(1), convert::dim);
-        let spatial = shape.hw_dims().iter().map(convert::dim);
-        Some([batch, convert::dim(shape.c())].into_iter().chain(spatial).collect())
-    }
-
-    /// The axis of its input that a product multiplies.
-    fn axis(&self) -> Option<usize> {
-        let Form::Product { op, .. } = &self.form else { return None };
-        let shared = op.axes.iter_all_axes().find(|axis| axis.outputs[0].is_empty())?;
-        shared.inputs[self.data_slot].first().copied()
+        let batch = batch.map_or(Some(Dim::Known(1)), dim);
+        [batch, dim(channels)].into_iter().chain(spatial.map(dim)).collect()
     }
 
     /// The operator of the passes that does what it does.
     fn op(&self) -> Op {
         match &self.form {
-            Form::Conv { conv, .. } => convolution(&conv.pool_spec, conv.group).into(),
-            // Rows of a matrix whatever the axes are: only the weight matters.
-            Form::Product { .. } => Gemm { transB: 1, ..Gemm::default() }.into(),
+            Form::Conv(conv) => convolution(&conv.pool_spec, conv.group).into(),
+            Form::Product(_) if self.n_spatial > 0 => {
+                Conv { kernel_shape: vec![1; self.n_spatial], ..Conv::default() }.into()
+            }
+            Form::Product(_) => Gemm { transB: 1, ..Gemm::default() }.into(),
         }
     }
 }
@@ -176,7 +178,7 @@ fn weight(
 
 /// The bias of a convolution, if it has one that is not zero; an input of the graph if it is no constant.
 fn bias(graph: &mut Graph, model: &TypedModel, layer: &Layer) -> TractResult<Option<ValueId>> {
-    let Form::Conv { conv, has_bias: true } = &layer.form else { return Ok(None) };
+    let Form::Conv(conv) = &layer.form else { return Ok(None) };
     let Some(&from) = model.node(layer.node).inputs.get(2) else { return Ok(None) };
     let name = &model.node(from.node).name;
     let n = conv.pool_spec.output_channels;

@@ -1,26 +1,26 @@
 //! The layers of a model: convolutions, and products with a constant matrix.
 //!
-//! tract makes a product of a convolution with a 1×1 kernel when it declutters. A product over the channels of an image
-//! — the axis after the batch, or the first where there is no batch, with the rows and columns behind it — counts as
-//! such a convolution; any other, over the last axis above all, as a linear layer.
+//! tract makes a product of a convolution with a 1×1 kernel when it declutters, and drops and adds axes of size 1 in
+//! it. A product that takes the channels of an image to the channels of an image — the axis after the batch, or the
+//! first where there is no batch, with rows and columns behind it — counts as such a convolution; any other, over the
+//! last axis above all, as a linear layer.
 
 use crate::affine::Tail;
 use crate::convert::{Layout, dtype};
 use crate::run::Kind;
 use basisopt_ir::DType;
 use basisopt_passes::Refusal;
-use tract_core::internal::{OutletId, TractResult, TypedFact, TypedModel, TypedNode, tvec};
-use tract_core::ops::cnn::{Conv, Deconv, KernelFormat, PaddingSpec, PoolSpec};
+use tract_core::internal::{OutletId, TractResult, TypedFact, TypedModel, TypedNode};
+use tract_core::ops::cnn::{Conv, Deconv};
 use tract_core::ops::einsum::EinSum;
-use tract_core::ops::nn::DataFormat;
 
 /// What computes a layer.
 #[derive(Clone, Debug)]
 pub(crate) enum Form {
-    /// A convolution. A product that counts as one is described as what it was made of, without a bias.
-    Conv { conv: Conv, has_bias: bool },
-    /// A product; which of its inputs is the matrix, and how that is stored.
-    Product { op: EinSum, rows_first: bool },
+    /// A convolution.
+    Conv(Conv),
+    /// A product.
+    Product(Product),
 }
 
 /// A layer whose weight is a constant.
@@ -31,6 +31,8 @@ pub(crate) struct Layer {
     /// The name that remarks and filters know it by.
     pub label: String,
     pub form: Form,
+    /// Number of spatial axes; a linear layer has none.
+    pub n_spatial: usize,
     /// Slots of the node.
     pub data_slot: usize,
     pub weight_slot: usize,
@@ -78,14 +80,26 @@ fn convolution(model: &TypedModel, node: &TypedNode, fold: bool) -> TractResult<
         None => pointwise(model, node)?,
     };
     let Some(Ok(mut layer)) = found else { return Ok(found) };
-    if fold && let Form::Conv { conv, .. } = &layer.form {
-        let spec = &conv.pool_spec;
-        let rank = model.outlet_fact(node.id.into())?.rank();
-        let axis =
-            if spec.data_format.c_is_last() { rank - 1 } else { usize::from(spec.data_format.has_n()) };
-        layer.tail = Tail::of(model, node.id.into(), axis, spec.output_channels)?;
+    if fold {
+        let (axis, n_channels) = layer.channels(model)?;
+        layer.tail = Tail::of(model, node.id.into(), axis, n_channels)?;
     }
     Ok(Some(Ok(layer)))
+}
+
+impl Layer {
+    /// The axis of its result that counts the channels, and their number.
+    fn channels(&self, model: &TypedModel) -> TractResult<(usize, usize)> {
+        Ok(match &self.form {
+            Form::Conv(conv) => {
+                let format = conv.pool_spec.data_format;
+                let last = model.outlet_fact(self.node.into())?.rank().saturating_sub(1);
+                let axis = if format.c_is_last() { last } else { usize::from(format.has_n()) };
+                (axis, conv.pool_spec.output_channels)
+            }
+            Form::Product(product) => (product.out_axis, product.n_rows),
+        })
+    }
 }
 
 fn plain_convolution(
@@ -93,7 +107,6 @@ fn plain_convolution(
     node: &TypedNode,
     conv: &Conv,
 ) -> TractResult<Result<Layer, Refusal>> {
-    let form = Form::Conv { conv: conv.clone(), has_bias: true };
     let [_, weight, ..] = node.inputs[..] else {
         return Ok(Err(Refusal::new("malformed", "it has no weight")));
     };
@@ -105,7 +118,8 @@ fn plain_convolution(
     Ok(checked.map(|dtype| Layer {
         node: node.id,
         label: label(node).to_owned(),
-        form,
+        form: Form::Conv(conv.clone()),
+        n_spatial: conv.pool_spec.rank(),
         data_slot: 0,
         weight_slot: 1,
         layout: Layout::Kernel(conv.kernel_fmt, conv.group),
@@ -134,26 +148,31 @@ fn weight_type(model: &TypedModel, weight: OutletId) -> TractResult<Result<DType
     }))
 }
 
-/// A product of a value with a matrix over one axis, all others kept as they are.
-struct Product<'a> {
-    op: &'a EinSum,
-    data_slot: usize,
-    rows_first: bool,
-    /// The axis that is multiplied.
-    axis: usize,
-    n_axes: usize,
-    /// Rows and columns of the matrix: outputs and inputs.
-    size: [usize; 2],
+/// A product of a value with a constant matrix over one axis; all others are kept, but for those of size 1.
+#[derive(Clone, Debug)]
+pub(crate) struct Product {
+    pub op: EinSum,
+    pub data_slot: usize,
+    /// Whether the matrix is stored `[out, in]`.
+    pub rows_first: bool,
+    /// The axis of the value that is multiplied, and that of the result.
+    pub data_axis: usize,
+    pub out_axis: usize,
+    /// Numbers of axes of the value and of the result.
+    pub data_rank: usize,
+    pub out_rank: usize,
+    /// Rows of the matrix: outputs.
+    pub n_rows: usize,
     dtype: DType,
 }
 
-impl Product<'_> {
-    /// Where there is one spatial axis or more behind the channels.
-    fn is_convolution(&self) -> bool {
-        self.n_axes >= 3 && self.axis <= 1 && self.axis + 1 < self.n_axes
-    }
+/// Whether an axis of so many counts channels, with one spatial axis or more behind it.
+fn is_of_image(axis: usize, rank: usize) -> bool {
+    rank >= 3 && axis <= 1
+}
 
-    fn of<'a>(model: &'a TypedModel, node: &'a TypedNode) -> TractResult<Option<Product<'a>>> {
+impl Product {
+    fn of(model: &TypedModel, node: &TypedNode) -> TractResult<Option<Self>> {
         let Some(op) = node.op_as::<EinSum>().filter(|op| op.q_params.is_none()) else { return Ok(None) };
         let [a, b] = node.inputs[..] else { return Ok(None) };
         let is_matrix =
@@ -166,80 +185,75 @@ impl Product<'_> {
         let data_slot = 1 - weight_slot;
         let from = model.outlet_fact(node.inputs[data_slot])?;
         let weight = model.outlet_fact(node.inputs[weight_slot])?;
+        let to = model.outlet_fact(node.id.into())?;
         let Some(dtype) = dtype(weight.datum_type) else { return Ok(None) };
-        if from.datum_type != weight.datum_type || op.operating_dt != weight.datum_type {
+        let types = [from.datum_type, to.datum_type, op.operating_dt];
+        if types.iter().any(|&t| t != weight.datum_type) {
             return Ok(None);
         }
-        let (mut read, mut written, mut in_place) = (None, None, true);
+        let (mut read, mut written) = (None, None);
         for axis in op.axes.iter_all_axes() {
             match (&axis.inputs[data_slot][..], &axis.inputs[weight_slot][..], &axis.outputs[0][..]) {
-                (&[data], &[matrix], []) if read.is_none() => read = Some((data, matrix)),
-                ([], &[matrix], &[out]) if written.is_none() => written = Some((out, matrix)),
-                (&[data], [], &[out]) => in_place &= data == out,
+                (&[data], &[column], []) if read.is_none() => read = Some((data, column)),
+                ([], &[row], &[out]) if written.is_none() => written = Some((out, row)),
+                (&[_], [], &[_]) => {}
+                (&[data], [], []) if from.shape[data].is_one() => {}
+                ([], [], &[out]) if to.shape[out].is_one() => {}
                 _ => return Ok(None),
             }
         }
-        let (Some((axis, columns)), Some((out, rows))) = (read, written) else { return Ok(None) };
+        let (Some((data_axis, _)), Some((out_axis, row))) = (read, written) else { return Ok(None) };
         let Some(shape) = weight.shape.as_concrete() else { return Ok(None) };
-        let found = Product {
-            op,
+        Ok(Some(Self {
+            op: op.clone(),
             data_slot,
-            rows_first: rows == 0,
-            axis,
-            n_axes: from.rank(),
-            size: [shape[rows], shape[columns]],
+            rows_first: row == 0,
+            data_axis,
+            out_axis,
+            data_rank: from.rank(),
+            out_rank: to.rank(),
+            n_rows: shape[row],
             dtype,
-        };
-        Ok(Some(found).filter(|_| in_place && axis == out))
+        }))
+    }
+
+    /// Whether the value and the result are images.
+    pub fn of_images(&self) -> [bool; 2] {
+        [is_of_image(self.data_axis, self.data_rank), is_of_image(self.out_axis, self.out_rank)]
+    }
+
+    fn layer(self, node: &TypedNode, n_spatial: usize) -> Layer {
+        Layer {
+            node: node.id,
+            label: label(node).to_owned(),
+            n_spatial,
+            data_slot: self.data_slot,
+            weight_slot: 1 - self.data_slot,
+            layout: Layout::Matrix { rows_first: self.rows_first, n_ones: n_spatial },
+            dtype: self.dtype,
+            tail: None,
+            form: Form::Product(self),
+        }
     }
 }
 
 /// The product that tract makes of a convolution with a 1×1 kernel.
 fn pointwise(model: &TypedModel, node: &TypedNode) -> TractResult<Found> {
     let Some(product) = Product::of(model, node)? else { return Ok(None) };
-    let n_spatial = product.n_axes.saturating_sub(product.axis + 1);
-    if !product.is_convolution() {
-        // Of four axes it may well be one.
-        let is_doubtful = product.n_axes == 4 && product.axis == 3;
-        let message = "a product over the last of four axes: tract has made a 1×1 convolution or a linear layer of it; \
-                       factorize-linear takes it, or use the model before it is decluttered";
-        return Ok(is_doubtful.then(|| Err(Refusal::new("channels-last-product", message))));
-    }
-    let [output_channels, input_channels] = product.size;
-    let pool_spec = PoolSpec {
-        data_format: if product.axis == 1 { DataFormat::NCHW } else { DataFormat::CHW },
-        kernel_shape: tvec![1; n_spatial],
-        padding: PaddingSpec::Valid,
-        dilations: None,
-        strides: None,
-        input_channels,
-        output_channels,
-    };
-    let conv = Conv { pool_spec, kernel_fmt: KernelFormat::OIHW, group: 1, q_params: None };
-    Ok(Some(Ok(Layer {
-        node: node.id,
-        label: label(node).to_owned(),
-        form: Form::Conv { conv, has_bias: false },
-        data_slot: product.data_slot,
-        weight_slot: 1 - product.data_slot,
-        layout: Layout::Matrix { rows_first: product.rows_first, n_ones: n_spatial },
-        dtype: product.dtype,
-        tail: None,
-    })))
+    let n_spatial = product.data_rank.saturating_sub(product.data_axis + 1);
+    let is_last_of_four = product.data_rank == 4 && product.data_axis == 3;
+    Ok(match product.of_images() {
+        [true, true] => Some(Ok(product.layer(node, n_spatial))),
+        [false, false] if !is_last_of_four => None,
+        _ => {
+            let message = "a product that tract has made of a 1×1 convolution or of a linear layer, it cannot be told of which; \
+                           factorize-linear takes it, or use the model before it is decluttered";
+            Some(Err(Refusal::new("doubtful-product", message)))
+        }
+    })
 }
 
 fn linear(model: &TypedModel, node: &TypedNode) -> TractResult<Found> {
-    let Some(product) = Product::of(model, node)?.filter(|product| !product.is_convolution()) else {
-        return Ok(None);
-    };
-    Ok(Some(Ok(Layer {
-        node: node.id,
-        label: label(node).to_owned(),
-        form: Form::Product { op: product.op.clone(), rows_first: product.rows_first },
-        data_slot: product.data_slot,
-        weight_slot: 1 - product.data_slot,
-        layout: Layout::Matrix { rows_first: product.rows_first, n_ones: 0 },
-        dtype: product.dtype,
-        tail: None,
-    })))
+    let product = Product::of(model, node)?.filter(|product| product.of_images() != [true, true]);
+    Ok(product.map(|product| Ok(product.layer(node, 0))))
 }

@@ -2,14 +2,16 @@
 
 use crate::convert::to_tract;
 use crate::islands::Islands;
-use crate::layer::{Form, Layer};
+use crate::layer::{Form, Layer, Product};
 use crate::report::Factored;
 use crate::run::TransformError;
 use basisopt_ir::tensor::TensorError;
 use basisopt_ir::{Graph, NodeId, Op, ValueId};
-use tract_core::internal::{OutletId, Tensor, TractResult, TypedModel, TypedModelPatch, tvec};
+use tract_core::internal::{AxesMapping, OutletId, Tensor, TractResult, TypedModel, TypedModelPatch, tvec};
 use tract_core::model::SpecialOps;
 use tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec, PoolSpec};
+use tract_core::ops::einsum::EinSum;
+use tract_core::ops::math;
 
 /// A pair in the graph of the passes.
 struct Pair {
@@ -30,8 +32,8 @@ pub(crate) fn apply(model: &mut TypedModel, islands: &Islands) -> TractResult<Ve
     for (layer, &end) in islands.layers.iter().zip(islands.graph.outputs()) {
         let Some(pair) = Pair::at(&islands.graph, end.node) else { continue };
         match &layer.form {
-            Form::Conv { conv, .. } => factors.convolution(model, layer, conv, &pair)?,
-            Form::Product { .. } => factors.product(model, layer, &pair)?,
+            Form::Conv(conv) => factors.convolution(model, layer, conv, &pair)?,
+            Form::Product(product) => factors.product(model, layer, product, &pair)?,
         }
         factored.push(Factored { layer: layer.label.clone(), rank: pair.sizes[0] / layer.n_groups() });
     }
@@ -66,13 +68,13 @@ struct Factors<'a> {
 }
 
 impl Factors<'_> {
-    /// A constant of the graph, once for all layers that share it; transposed if need be.
+    /// A constant of the graph in a form of tract's, once for all layers that share it.
     fn put(
         &mut self,
         model: &mut TypedModel,
         layer: &Layer,
         value: ValueId,
-        transpose: bool,
+        form: impl FnOnce(Tensor) -> TractResult<Tensor>,
     ) -> TractResult<OutletId> {
         if let Some((_, outlet)) = self.put.iter().find(|(v, _)| *v == value) {
             return Ok(*outlet);
@@ -83,10 +85,7 @@ impl Factors<'_> {
             return Err(TransformError::Weight { node: layer.label.clone(), source }.into());
         };
         let weight = model.node(layer.node).inputs[layer.weight_slot];
-        let mut tensor = to_tract(tensor, model.outlet_fact(weight)?.datum_type)?;
-        if transpose {
-            tensor = tensor.permute_axes(&[1, 0])?;
-        }
+        let tensor = form(to_tract(tensor, model.outlet_fact(weight)?.datum_type)?)?;
         let outlet = model.add_const(graph.value(value).name.as_str(), tensor)?;
         self.put.push((value, outlet));
         Ok(outlet)
@@ -99,14 +98,14 @@ impl Factors<'_> {
         conv: &Conv,
         pair: &Pair,
     ) -> TractResult<()> {
-        let basis = self.put(model, layer, pair.basis, false)?;
-        let coefficients = self.put(model, layer, pair.coefficients, false)?;
+        let basis = self.put(model, layer, pair.basis, Ok)?;
+        let coefficients = self.put(model, layer, pair.coefficients, Ok)?;
         let bias = match pair.bias {
             // A bias that is computed is an input of the graph.
             Some(bias) if self.islands.graph.constant(bias).is_none() => {
                 Some(model.node(layer.node).inputs[2])
             }
-            Some(bias) => Some(self.put(model, layer, bias, false)?),
+            Some(bias) => Some(self.put(model, layer, bias, Ok)?),
             None => None,
         };
         let node = model.node(layer.node);
@@ -140,23 +139,76 @@ impl Factors<'_> {
         patch.apply(model)
     }
 
-    fn product(&mut self, model: &mut TypedModel, layer: &Layer, pair: &Pair) -> TractResult<()> {
-        let Form::Product { op, rows_first } = &layer.form else { return Ok(()) };
-        let basis = self.put(model, layer, pair.basis, !rows_first)?;
-        let coefficients = self.put(model, layer, pair.coefficients, !rows_first)?;
+    fn product(
+        &mut self,
+        model: &mut TypedModel,
+        layer: &Layer,
+        product: &Product,
+        pair: &Pair,
+    ) -> TractResult<()> {
+        let transpose = !product.rows_first;
+        let datum_type = product.op.operating_dt;
+        let basis = self.put_matrix(model, layer, pair.basis, transpose)?;
+        let coefficients = self.put_matrix(model, layer, pair.coefficients, transpose)?;
         let mut patch = TypedModelPatch::new("factorize-linear");
-        let mut value = patch.tap_model(model, model.node(layer.node).inputs[layer.data_slot])?;
-        // Both multiply the same axis of a value of the same axes.
-        for (weight, name) in
-            [(basis, format!("{}.basis", layer.label)), (coefficients, name_of_second(model, layer, pair))]
-        {
-            let weight = patch.tap_model(model, weight)?;
-            let inputs = if layer.data_slot == 0 { [value, weight] } else { [weight, value] };
-            value = patch.wire_node(name, op.clone(), &inputs)?[0];
+        let x = patch.tap_model(model, model.node(layer.node).inputs[layer.data_slot])?;
+        let weights = [patch.tap_model(model, basis)?, patch.tap_model(model, coefficients)?];
+        let inputs = |value, weight| if layer.data_slot == 0 { [value, weight] } else { [weight, value] };
+        // One of the two does with the axes what the layer did, the other leaves them where they are; so that a linear
+        // layer becomes two that are, that is not the one with an image on both sides.
+        let moving = product.op.clone();
+        let [first, second] = if product.of_images()[1] {
+            [EinSum::new(in_place(product, product.data_axis, product.data_rank)?, datum_type), moving]
+        } else {
+            [moving, EinSum::new(in_place(product, product.out_axis, product.out_rank)?, datum_type)]
+        };
+        let h = patch.wire_node(format!("{}.basis", layer.label), first, &inputs(x, weights[0]))?[0];
+        let name = name_of_second(model, layer, pair);
+        let mut y = patch.wire_node(name.clone(), second, &inputs(h, weights[1]))?[0];
+        if let Some(bias) = pair.bias.and_then(|bias| self.islands.graph.constant(bias)) {
+            let mut shape = vec![1; product.out_rank];
+            shape[product.out_axis] = bias.len();
+            let bias = to_tract(bias, datum_type)?.into_shape(&shape)?;
+            let bias = patch.add_const(format!("{name}.bias"), bias)?;
+            // The value that is replaced keeps its name.
+            patch.node_mut(y.node).name = format!("{name}.coefficients");
+            y = patch.wire_node(name, math::add(), &[y, bias])?[0];
         }
-        patch.shunt_outside(model, end_of(layer, pair), value)?;
+        patch.shunt_outside(model, end_of(layer, pair), y)?;
         patch.apply(model)
     }
+
+    /// A factor, without the axes of a kernel.
+    fn put_matrix(
+        &mut self,
+        model: &mut TypedModel,
+        layer: &Layer,
+        value: ValueId,
+        transpose: bool,
+    ) -> TractResult<OutletId> {
+        self.put(model, layer, value, |tensor| {
+            let shape: Vec<usize> = tensor.shape().iter().copied().take(2).collect();
+            let matrix = tensor.into_shape(&shape)?;
+            if transpose { matrix.permute_axes(&[1, 0]) } else { Ok(matrix) }
+        })
+    }
+}
+
+/// The axes of a product like this one that takes a value of so many axes to one of the same axes.
+fn in_place(product: &Product, at: usize, rank: usize) -> TractResult<AxesMapping> {
+    let axes: Vec<char> = ('a'..'y').take(rank).collect();
+    let with = |c: char| -> String {
+        let on = |(i, &axis): (usize, &char)| if i == at { c } else { axis };
+        axes.iter().enumerate().map(on).collect()
+    };
+    let matrix = if product.rows_first { "zy" } else { "yz" };
+    let (data, out) = (with('y'), with('z'));
+    let text = if product.data_slot == 0 {
+        format!("{data},{matrix}->{out}")
+    } else {
+        format!("{matrix},{data}->{out}")
+    };
+    text.parse()
 }
 
 /// The value that a pair gives instead of the layer.

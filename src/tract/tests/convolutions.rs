@@ -329,5 +329,5 @@ fn a_decluttered_1x1_convolution_is_one_still() {
     };
     let model = single.model().into_decluttered().unwrap();
     let (_, report) = transformed(&model, &exactly(), 1e-6);
-    assert_eq!(refusals(&report), [("conv", "channels-last-product")]);
+    assert_eq!(refusals(&report), [("conv", "doubtful-product")]);
 }

@@ -35,6 +35,10 @@ fn a_matrix_of_low_rank_is_recovered_on_either_side() {
         ("bmk,kn->bmn", &[3, 5, 16], false, true),
         ("abmk,nk->abmn", &[2, 3, 5, 16], true, true),
         ("kn,bmk->bmn", &[3, 5, 16], false, false),
+        ("mk,kn->nm", &[5, 16], false, true),
+        // Axes of size 1 come and go.
+        ("mkhw,nk->mn", &[5, 16, 1, 1], true, true),
+        ("mk,nk->mnhw", &[5, 16], true, true),
     ] {
         let model = product(axes, input, rows_first, data_first);
         for declutter in [false, true] {
@@ -59,7 +63,7 @@ fn a_matrix_of_low_rank_is_recovered_on_either_side() {
 
 #[test]
 fn other_products_are_left_alone() {
-    // Two values; a sum over two axes; axes that change places.
+    // Two values; a sum over two axes; a sum beside the product.
     let mut model = TypedModel::default();
     let x = model.add_source("x", f32::fact([5, 16])).unwrap();
     let x2 = model.add_source("x2", f32::fact([16, 7])).unwrap();
@@ -67,7 +71,7 @@ fn other_products_are_left_alone() {
     let v = model.add_const("v", randn(&[5, 16], 2)).unwrap();
     let mut outputs = tvec![];
     for (name, axes, inputs) in
-        [("values", "mk,kn->mn", [x, x2]), ("sum", "mk,mk->", [x, v]), ("turned", "mk,kn->nm", [x, w])]
+        [("values", "mk,kn->mn", [x, x2]), ("sum", "mk,mk->", [x, v]), ("beside", "mk,kn->n", [x, w])]
     {
         let op = EinSum::new(axes.parse().unwrap(), f32::datum_type());
         outputs.extend(model.wire_node(name, op, &inputs).unwrap());
