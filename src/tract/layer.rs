@@ -18,9 +18,9 @@ use tract_core::ops::einsum::EinSum;
 #[derive(Clone, Debug)]
 pub(crate) enum Form {
     /// A convolution.
-    Conv(Conv),
+    Conv(Box<Conv>),
     /// A product.
-    Product(Product),
+    Product(Box<Product>),
 }
 
 /// A layer whose weight is a constant.
@@ -118,7 +118,7 @@ fn plain_convolution(
     Ok(checked.map(|dtype| Layer {
         node: node.id,
         label: label(node).to_owned(),
-        form: Form::Conv(conv.clone()),
+        form: Form::Conv(Box::new(conv.clone())),
         n_spatial: conv.pool_spec.rank(),
         data_slot: 0,
         weight_slot: 1,
@@ -232,7 +232,7 @@ impl Product {
             layout: Layout::Matrix { rows_first: self.rows_first, n_ones: n_spatial },
             dtype: self.dtype,
             tail: None,
-            form: Form::Product(self),
+            form: Form::Product(Box::new(self)),
         }
     }
 }
@@ -246,7 +246,7 @@ fn pointwise(model: &TypedModel, node: &TypedNode) -> TractResult<Found> {
         [true, true] => Some(Ok(product.layer(node, n_spatial))),
         [false, false] if !is_last_of_four => None,
         _ => {
-            let message = "a product that tract has made of a 1×1 convolution or of a linear layer, it cannot be told of which; \
+            let message = "a product that tract has made of a 1×1 convolution or of a linear layer, which cannot be told; \
                            factorize-linear takes it, or use the model before it is decluttered";
             Some(Err(Refusal::new("doubtful-product", message)))
         }

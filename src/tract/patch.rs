@@ -128,7 +128,7 @@ impl Factors<'_> {
             },
             ..first.clone()
         };
-        let mut patch = TypedModelPatch::new("factorize-conv");
+        let mut patch = TypedModelPatch::new("factorize");
         let x = patch.tap_model(model, node.inputs[layer.data_slot])?;
         let weights = [patch.tap_model(model, basis)?, patch.tap_model(model, coefficients)?];
         let zero = patch.add_const(format!("{}.no_bias", layer.label), Tensor::zero_scalar_dt(dtype)?)?;
@@ -150,12 +150,12 @@ impl Factors<'_> {
         let datum_type = product.op.operating_dt;
         let basis = self.put_matrix(model, layer, pair.basis, transpose)?;
         let coefficients = self.put_matrix(model, layer, pair.coefficients, transpose)?;
-        let mut patch = TypedModelPatch::new("factorize-linear");
+        let mut patch = TypedModelPatch::new("factorize");
         let x = patch.tap_model(model, model.node(layer.node).inputs[layer.data_slot])?;
         let weights = [patch.tap_model(model, basis)?, patch.tap_model(model, coefficients)?];
         let inputs = |value, weight| if layer.data_slot == 0 { [value, weight] } else { [weight, value] };
-        // One of the two does with the axes what the layer did, the other leaves them where they are; so that a linear
-        // layer becomes two that are, that is not the one with an image on both sides.
+        // One of the two drops and adds the axes that the layer did, the other has the same ones before and after. It
+        // stands where there is no image, or a linear layer would become one and a convolution.
         let moving = product.op.clone();
         let [first, second] = if product.of_images()[1] {
             [EinSum::new(in_place(product, product.data_axis, product.data_rank)?, datum_type), moving]

@@ -13,14 +13,14 @@ fn main() -> TractResult<()> {
     let spec = arguments.next().unwrap_or_else(|| "factorize-conv(energy: 0.9)".to_owned());
 
     let mut model = tract_onnx::onnx().model_for_path(path)?.into_typed()?;
-    let n_nodes = model.nodes().len();
     let (name, parameters) = split_spec(&spec);
     let parameters = if parameters.is_empty() { "()" } else { parameters };
     let mut parameters = ron::Deserializer::from_str(parameters)?;
     let transform =
         get_transform_with_params(&name, &mut <dyn erased_serde::Deserializer>::erase(&mut parameters))?;
     transform.ok_or_else(|| TractError::msg(format!("no transform {name}")))?.transform(&mut model)?;
-    println!("{spec}: {n_nodes} nodes became {}", model.nodes().len());
+    let pairs = model.nodes().iter().filter(|node| node.name.ends_with(".basis") && !node.inputs.is_empty());
+    println!("{spec}: {} layers became pairs", pairs.count());
 
     // One image, of zeros.
     let symbols = model.input_fact(0)?.shape.iter().flat_map(|dim| dim.symbols()).collect::<Vec<_>>();

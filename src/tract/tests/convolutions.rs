@@ -7,7 +7,9 @@ mod common;
 use basisopt_tract::{FactorizeConv, Report};
 use common::{Single, convolutions, difference, dims, low_rank, randn, run};
 use tract_core::internal::*;
-use tract_core::ops::cnn::{Conv, KernelFormat, PaddingSpec};
+use tract_core::ops::cast::cast;
+use tract_core::ops::cnn::{Conv, Deconv, KernelFormat, PaddingSpec};
+use tract_core::ops::einsum::EinSum;
 use tract_core::ops::math::{add, div, mul, sub};
 use tract_core::ops::nn::DataFormat;
 
@@ -187,6 +189,88 @@ fn a_weight_that_is_no_constant_stays() {
     model.select_output_outlets(&y).unwrap();
     let (_, report) = transformed(&model, &exactly(), 0.0);
     assert_eq!(refusals(&report), [("conv", "weight-not-constant")]);
+}
+
+#[test]
+fn what_is_quantised_or_transposed_stays() {
+    let template = Single::of_rank(3).model();
+    let plain = template.nodes().iter().find_map(|n| n.op_as::<Conv>()).unwrap().clone();
+    let mut model = TypedModel::default();
+    let x = model.add_source("x", i8::fact([1, 6, 9, 11])).unwrap();
+    let w = model.add_const("w", Tensor::zero::<i8>(&[16, 6, 3, 3]).unwrap()).unwrap();
+    let b = model.add_const("b", Tensor::zero::<i32>(&[16]).unwrap()).unwrap();
+    let zero = model.add_const("zero", tensor0(0i32)).unwrap();
+    let one = model.add_const("one", tensor0(1f32)).unwrap();
+    let quantised = Conv { q_params: Some(i32::datum_type()), ..plain.clone() };
+    let y = model.wire_node("quantised", quantised, &[x, w, b, zero, one, zero, one, zero, one]).unwrap()[0];
+
+    let x = model.add_source("x2", f32::fact([1, 6, 9, 11])).unwrap();
+    let w = model.add_const("w2", low_rank(&[16, 6, 3, 3], 3, 1)).unwrap();
+    let b = model.add_const("b2", tensor0(0f32)).unwrap();
+    let transposed = Deconv::new(plain.pool_spec.clone(), KernelFormat::OIHW, tvec![0, 0], 1);
+    let y2 = model.wire_node("transposed", transposed, &[x, w, b]).unwrap()[0];
+    model.select_output_outlets(&[y, y2]).unwrap();
+    let report = exactly().apply(&mut model).unwrap();
+    let mut found = refusals(&report);
+    found.sort_unstable();
+    assert_eq!(found, [("quantised", "quantised-weight"), ("transposed", "transposed")]);
+}
+
+#[test]
+fn half_and_double_precision_keep_their_types() {
+    for (datum_type, tolerance) in [(DatumType::F16, 2e-3), (DatumType::F64, 1e-6)] {
+        let template = Single::of_rank(3).model();
+        let conv = template.nodes().iter().find_map(|n| n.op_as::<Conv>()).unwrap().clone();
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", f32::fact([1, 6, 9, 11])).unwrap();
+        let x = model.wire_node("cast", cast(datum_type), &[x]).unwrap()[0];
+        let typed = |t: Tensor| t.cast_to_dt(datum_type).unwrap().into_owned();
+        let w = model.add_const("w", typed(low_rank(&[16, 6, 3, 3], 3, 1))).unwrap();
+        let b = model.add_const("b", typed(randn(&[16], 2))).unwrap();
+        let y = model.wire_node("conv", conv, &[x, w, b]).unwrap()[0];
+        let y = model.wire_node("back", cast(f32::datum_type()), &[y]).unwrap();
+        model.select_output_outlets(&y).unwrap();
+        // In half precision rounding itself is of full rank.
+        let options = FactorizeConv { rank: Some(3), ..FactorizeConv::default() };
+        let mut small = model.clone();
+        let report = options.apply(&mut small).unwrap();
+        assert_eq!(ranks(&report), [("conv", 3)]);
+        let types: Vec<DatumType> = small
+            .nodes()
+            .iter()
+            .filter(|n| n.op_is::<Conv>())
+            .map(|n| n.outputs[0].fact.datum_type)
+            .collect();
+        assert_eq!(types, [datum_type; 2]);
+        let found = difference(&run(&model, 1, false), &run(&small, 1, false));
+        assert!(found <= tolerance, "{datum_type:?}: {found:e}");
+    }
+}
+
+#[test]
+fn a_product_that_drops_or_adds_the_batch_is_a_convolution_still() {
+    for (axes, input, bias) in [
+        ("nihw,oi->ohw", &[1, 6, 9, 11][..], &[16, 1, 1][..]),
+        ("ihw,oi->nohw", &[6, 9, 11], &[1, 16, 1, 1]),
+        ("nihw,io->nohw", &[2, 6, 9, 11], &[1, 16, 1, 1]),
+    ] {
+        let mut model = TypedModel::default();
+        let x = model.add_source("x", f32::fact(input)).unwrap();
+        let weight = low_rank(&[16, 6], 2, 3);
+        let weight = if axes.contains("io") { weight.permute_axes(&[1, 0]).unwrap() } else { weight };
+        let w = model.add_const("w", weight).unwrap();
+        let op = EinSum::new(axes.parse().unwrap(), f32::datum_type());
+        let y = model.wire_node("conv.einsum", op, &[x, w]).unwrap()[0];
+        let b = model.add_const("b", randn(bias, 4)).unwrap();
+        let y = model.wire_node("conv", add(), &[y, b]).unwrap();
+        model.select_output_outlets(&y).unwrap();
+        let (small, report) = transformed(&model, &exactly(), 1e-5);
+        assert_eq!(ranks(&report), [("conv", 2)], "{axes}");
+        assert_eq!(small.node(small.outputs[0].node).name, "conv");
+        let again = FactorizeConv { rank: Some(1), ..FactorizeConv::default() };
+        let (_, report) = transformed(&small, &again, 1e-5);
+        assert_eq!(report.refused().map(|r| r.1).collect::<Vec<_>>(), ["already-factored"; 2], "{axes}");
+    }
 }
 
 #[test]

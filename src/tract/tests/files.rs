@@ -35,6 +35,20 @@ fn ranks_and_outputs_are_those_of_the_passes() {
     }
 }
 
+#[test]
+fn pairs_are_what_the_fused_operator_takes() {
+    use tract_onnx::prelude::{Framework, InferenceModelExt};
+    let mut model = tract_onnx::onnx().model_for_path(GLYPHNET).unwrap().into_typed().unwrap();
+    let symbols = model.input_fact(0).unwrap().shape.iter().flat_map(|d| d.symbols()).collect::<Vec<_>>();
+    model = model.set_symbols(&symbols.into_iter().map(|s| (s, 1.to_dim())).collect()).unwrap();
+    FactorizeConv { energy: Some(0.9), ..FactorizeConv::default() }.apply(&mut model).unwrap();
+    let mut fused = model.clone().into_decluttered().unwrap();
+    // All but the one with groups.
+    assert_eq!(basisopt_runtime::fused::fuse(&mut fused).unwrap(), 7);
+    let fused = run(&fused.into_optimized().unwrap(), 1, false);
+    assert!(difference(&run(&model, 1, false), &fused) <= 1e-5);
+}
+
 /// Two convolutions of ranks 3 and 2 with a ReLU between them.
 fn two(format: DataFormat, input: &[usize], kernels: [[usize; 4]; 2]) -> TypedModel {
     let mut model = TypedModel::default();

@@ -80,7 +80,8 @@ fn a_filter_that_matches_nothing_is_an_error_and_leaves_the_model() {
 
 #[test]
 fn ranks_come_from_a_file() {
-    let path = std::env::temp_dir().join(format!("basisopt-tract-{}.ranks", std::process::id()));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("network.ranks");
     std::fs::write(&path, "2 conv\n").unwrap();
     let mut model = Single::of_rank(3).model();
     let options = basisopt_tract::FactorizeConv {
@@ -90,7 +91,6 @@ fn ranks_come_from_a_file() {
     let report = options.apply(&mut model).unwrap();
     std::fs::remove_file(&path).unwrap();
     assert_eq!(report.ranks().collect::<Vec<_>>(), [("conv", 2)]);
-    // It is gone by now.
     let error = options.apply(&mut model).unwrap_err().to_string();
     assert!(error.contains("ranks=") && error.contains("No such file"), "{error}");
 }
