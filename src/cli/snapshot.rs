@@ -21,9 +21,9 @@ Examples:
   basisopt snapshot check tests/ --junit snapshots.xml
   basisopt snapshot check --filter 'detector/*'
 
-The list of models and pipelines is a small TOML file, by default basisopt-snapshots.toml; a snapshot
-is the .bir text of the result with remarks and costs, without values of weights. No network is run.
-docs/snapshots.md explains the list, what is compared, and what to do when it differs.";
+The list of models and pipelines is a small TOML file, by default basisopt-snapshots.toml. A
+snapshot is the .bir text of the result with remarks and costs, without values of weights. No network
+is run. docs/snapshots.md explains the list, what is compared, and what to do when it differs.";
 
 const CHECK: &str = "\
 Examples:
@@ -32,9 +32,10 @@ Examples:
   basisopt snapshot check lists/nightly.toml --filter '*/small' --threads 4
   basisopt snapshot check --format json | jq -r '.cases[] | select(.status != \"equal\") | .name'
 
-Norms and other numbers that were computed in floating point may differ by one in their last printed
-digit; everything else must be the same text. Exit codes: 0 all is as stored; 1 something differs, is
-missing, has no case any more or could not be read; 2 the command line or the list is wrong.";
+Norms and other numbers that were computed in floating point may differ by one in their last
+printed digit; everything else must be the same text. Exit codes: 0 all is as stored; 1 something
+differs, is missing, has no case any more or could not be read; 2 the command line or the list is
+wrong.";
 
 const ACCEPT: &str = "\
 Examples:
@@ -42,9 +43,9 @@ Examples:
   basisopt snapshot accept --filter 'detector/*'
   basisopt snapshot accept --remove-orphans     delete snapshots that no case has any more
 
-Writes snapshots that are missing or differ, and names them on stdout. What differs by rounding noise
-alone is not written. Files are written whole, after all cases were run. Exit codes: 0 all is stored;
-1 something could not be; 2 the command line or the list is wrong.";
+Writes snapshots that are missing or differ, and names them on stdout. What differs by rounding
+noise alone is not written. Files are written whole, after all cases were run. Exit codes: 0 all is
+stored; 1 something could not be; 2 the command line or the list is wrong.";
 
 /// The list to begin with.
 const STARTER: &str = r#"# Which models and pipelines `basisopt snapshot check` holds against their snapshots.
