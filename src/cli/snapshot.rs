@@ -1,14 +1,16 @@
 //! `snapshot`: what pipelines make of models, held against checked-in text.
 
+mod report;
+
 use crate::progress::{Progress, interrupted};
 use crate::table::{Format, emit, json};
 use crate::work::{count, write_whole};
 use crate::{Globals, INTERRUPTED, Usage};
 use anyhow::Context as _;
 use basisopt_passes::{Globs, Registry};
-use basisopt_snapshot::{FILE_NAME, Outcome, Report, RunOptions, SnapshotError, Spec, Status, Suite, junit};
+use basisopt_snapshot::{Accepted, FILE_NAME, Report, RunOptions, SnapshotError, Spec, Status, Suite, junit};
 use clap::Subcommand;
-use serde::Serialize;
+use report::JsonReport;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -166,8 +168,8 @@ fn check(args: &CheckArgs, globals: &Globals) -> anyhow::Result<ExitCode> {
         write_whole(path, junit::xml(&report, &name).as_bytes())?;
     }
     emit(&match args.cases.format {
-        Format::Json => json(&JsonReport::of(&suite, &report, args.context, vec![], vec![]))?,
-        Format::Text => text(args, &report),
+        Format::Json => json(&JsonReport::of(&suite, &report, args.context, Accepted::default()))?,
+        Format::Text => report::text(&args.cases.list, &report, args.context, args.lines),
     })?;
     Ok(ExitCode::from(u8::from(!report.is_equal())))
 }
@@ -179,7 +181,7 @@ fn accept(args: &AcceptArgs, globals: &Globals) -> anyhow::Result<ExitCode> {
     let failed = report.outcomes.iter().any(|o| matches!(o.status, Status::Failed(_)));
     let mut out = String::new();
     if args.cases.format == Format::Json {
-        out = json(&JsonReport::of(&suite, &report, 3, accepted.written, accepted.removed))?;
+        out = json(&JsonReport::of(&suite, &report, 3, accepted))?;
     } else {
         for path in &accepted.written {
             let _ = writeln!(out, "wrote {}", path.display());
@@ -198,14 +200,8 @@ fn accept(args: &AcceptArgs, globals: &Globals) -> anyhow::Result<ExitCode> {
                     writeln!(out, "orphaned {}: no case has it; --remove-orphans deletes it", path.display());
             }
         }
-        let of_which = [accepted.written.len(), accepted.removed.len()];
-        let _ = writeln!(
-            out,
-            "{}: {} written, {} removed",
-            count(report.outcomes.len(), "case"),
-            of_which[0],
-            of_which[1]
-        );
+        let (n, written, removed) = (report.outcomes.len(), accepted.written.len(), accepted.removed.len());
+        let _ = writeln!(out, "{}: {written} written, {removed} removed", count(n, "case"));
     }
     emit(&out)?;
     Ok(ExitCode::from(u8::from(failed)))
@@ -270,151 +266,6 @@ fn check_junit(path: &Path, suite: &Suite) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text(args: &CheckArgs, report: &Report) -> String {
-    let mut out = String::new();
-    for outcome in &report.outcomes {
-        let (name, file) = (&outcome.case.name, outcome.case.file.display());
-        let _ = match &outcome.status {
-            Status::Equal => Ok(()),
-            Status::Missing(_) => writeln!(out, "missing    {name}: there is no {file}"),
-            Status::Failed(reason) => writeln!(out, "failed     {name}: {reason}"),
-            Status::Different(found) => {
-                let diff = found.diff(&file.to_string(), "now", args.context);
-                writeln!(out, "different  {name}\n{}", shortened(&diff, args.lines))
-            }
-            _ => writeln!(out, "unknown    {name}"),
-        };
-    }
-    for orphan in &report.orphans {
-        let _ = writeln!(out, "orphaned   {}: no case has it", orphan.display());
-    }
-    let counts = Counts::of(report);
-    let parts = [
-        (counts.equal, "equal"),
-        (counts.different, "different"),
-        (counts.missing, "missing"),
-        (counts.failed, "failed"),
-    ];
-    let parts: Vec<String> = parts
-        .iter()
-        .filter(|(n, what)| *n > 0 || *what == "equal")
-        .map(|(n, what)| format!("{n} {what}"))
-        .collect();
-    let _ = write!(out, "{}: {}", count(report.outcomes.len(), "case"), parts.join(", "));
-    if !report.orphans.is_empty() {
-        let _ = write!(out, "; {} orphaned", count(report.orphans.len(), "snapshot"));
-    }
-    out.push('\n');
-    let list = args.cases.list.display();
-    if counts.different + counts.missing > 0 {
-        let _ = writeln!(out, "If this is as it should be: basisopt snapshot accept {list}");
-    }
-    if !report.orphans.is_empty() {
-        let _ = writeln!(out, "To delete orphans: basisopt snapshot accept {list} --remove-orphans");
-    }
-    out
-}
-
-/// The first lines of a diff.
-fn shortened(diff: &str, n: usize) -> String {
-    let total = diff.lines().count();
-    if n == 0 || total <= n {
-        return diff.to_owned();
-    }
-    let head: String = diff.split_inclusive('\n').take(n).collect();
-    format!("{head}… and {}; --lines 0 shows all\n", count(total - n, "more line"))
-}
-
-/// Cases by how they stand.
-#[derive(Debug, Default, Serialize)]
-struct Counts {
-    equal: usize,
-    different: usize,
-    missing: usize,
-    failed: usize,
-}
-
-impl Counts {
-    fn of(report: &Report) -> Self {
-        let mut counts = Self::default();
-        for outcome in &report.outcomes {
-            match &outcome.status {
-                Status::Equal => counts.equal += 1,
-                Status::Different(_) => counts.different += 1,
-                Status::Missing(_) => counts.missing += 1,
-                _ => counts.failed += 1,
-            }
-        }
-        counts
-    }
-}
-
-/// The outcome as JSON.
-#[derive(Serialize)]
-struct JsonReport<'a> {
-    list: &'a Path,
-    counts: Counts,
-    cases: Vec<JsonCase<'a>>,
-    /// Snapshots that no case has.
-    orphans: &'a [PathBuf],
-    /// What `accept` wrote and removed.
-    written: Vec<PathBuf>,
-    removed: Vec<PathBuf>,
-}
-
-#[derive(Serialize)]
-struct JsonCase<'a> {
-    name: &'a str,
-    model: &'a str,
-    pipeline: &'a str,
-    file: &'a Path,
-    status: &'static str,
-    /// The whole diff, where the status is `different`.
-    diff: Option<String>,
-    /// Where it is `failed`.
-    reason: Option<&'a str>,
-}
-
-impl<'a> JsonReport<'a> {
-    fn of(
-        suite: &'a Suite,
-        report: &'a Report,
-        context: usize,
-        written: Vec<PathBuf>,
-        removed: Vec<PathBuf>,
-    ) -> Self {
-        let case = |outcome: &'a Outcome| {
-            let case = &outcome.case;
-            let (status, diff, reason) = match &outcome.status {
-                Status::Equal => ("equal", None, None),
-                Status::Missing(_) => ("missing", None, None),
-                Status::Different(found) => {
-                    ("different", Some(found.diff(&case.file.display().to_string(), "now", context)), None)
-                }
-                Status::Failed(reason) => ("failed", None, Some(reason.as_str())),
-                _ => ("unknown", None, None),
-            };
-            JsonCase {
-                name: &case.name,
-                model: &case.model,
-                pipeline: &case.pipeline,
-                file: &case.file,
-                status,
-                diff,
-                reason,
-            }
-        };
-        Self {
-            list: suite.spec().file(),
-            counts: Counts::of(report),
-            cases: report.outcomes.iter().map(case).collect(),
-            orphans: &report.orphans,
-            written,
-            removed,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -431,14 +282,5 @@ mod tests {
         let text = STARTER.replace("\n# ", "\n").replace("\n[pipelines]", "\n#\n[pipelines]");
         let text = text.split_once("#\n[pipelines]").map(|(_, rest)| format!("[pipelines]{rest}")).unwrap();
         assert!(Spec::parse(&text, Path::new("list.toml")).is_ok(), "{text}");
-    }
-
-    #[test]
-    fn long_diffs_are_cut_and_say_so() {
-        assert_eq!(shortened("a\nb\nc\n", 2), "a\nb\n… and 1 more line; --lines 0 shows all\n");
-        assert_eq!(
-            (shortened("a\nb\n", 2), shortened("a\nb\n", 0)),
-            ("a\nb\n".to_owned(), "a\nb\n".to_owned())
-        );
     }
 }

@@ -38,7 +38,7 @@ pub enum SnapshotError {
         /// The pipeline as written.
         text: String,
         /// What is wrong with it.
-        source: PipelineError,
+        source: Box<PipelineError>,
     },
     /// A size is given for a dimension that the network does not leave open.
     #[error("{model}: dims has {name:?}; its open sizes are {}", if open.is_empty() { "none" } else { open })]

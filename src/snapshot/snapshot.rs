@@ -196,7 +196,7 @@ pub(crate) fn read_pipeline(text: &str, registry: &Registry) -> Result<Pipeline,
         return Ok(Pipeline::default());
     }
     let pipeline = Pipeline::parse(text, registry);
-    pipeline.map_err(|source| SnapshotError::Pipeline { text: text.to_owned(), source })
+    pipeline.map_err(|source| SnapshotError::Pipeline { text: text.to_owned(), source: Box::new(source) })
 }
 
 /// The first line of every snapshot.
