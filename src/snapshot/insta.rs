@@ -2,7 +2,7 @@
 //!
 //! [`assert_graph!`](crate::assert_graph) is for tests of passes: the graph as `.bir`, every norm as `[norm]`, so that the text is the
 //! same whatever computed the weights. [`assert_snapshot!`](crate::assert_snapshot) is for tests of whole pipelines: the numbers stay, and are
-//! compared as [`compare`] does.
+//! compared as [`compare()`] does.
 //!
 //! ```
 //! use basisopt_passes::{Manager, NoObserver, Pipeline, Registry};
@@ -59,7 +59,7 @@ pub fn settings() -> ::insta::Settings {
     settings
 }
 
-/// Compares texts as [`compare`] does.
+/// Compares texts as [`compare()`] does.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct WithoutNoise;
 

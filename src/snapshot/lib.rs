@@ -3,7 +3,7 @@
 //! A [`Snapshot`] is the canonical `.bir` text of the resulting graph under a head of comments: the model and the
 //! pipeline, what each pass remarked, what was noted in the model's metadata, and the cost of every layer before and
 //! after. It has no values of weights, and nothing in it depends on the machine but the last digit of some norms and
-//! shares, which [`compare`] knows how to overlook.
+//! shares, which [`compare()`] knows how to overlook.
 //!
 //! ```
 //! use basisopt_snapshot::{Settings, Snapshot, compare};
