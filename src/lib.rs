@@ -52,4 +52,5 @@ pub use basisopt_ir as ir;
 pub use basisopt_onnx as onnx;
 pub use basisopt_passes as passes;
 pub use basisopt_runtime as runtime;
+pub use basisopt_snapshot as snapshot;
 pub use basisopt_train as train;

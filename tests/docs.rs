@@ -96,12 +96,17 @@ fn the_command_line_is_documented_as_it_is() {
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().map(|l| l.trim_end().to_owned() + "\n").collect::<String>()
     };
+    // Names of the commands in a help text: none, where it has no such section.
+    let commands = |help: &str| -> Vec<String> {
+        let section =
+            help.split("Commands:\n").nth(1).and_then(|s| s.split("\n\n").next()).unwrap_or_default();
+        // A command stands two columns in; what goes on from its line stands further in.
+        let names = section.lines().filter_map(|l| l.strip_prefix("  ").filter(|l| !l.starts_with(' ')));
+        let names = names.filter_map(|l| l.split_whitespace().next());
+        names.filter(|n| *n != "help").map(str::to_owned).collect()
+    };
     let overview = help(&["--help"]);
-    let commands = overview.split("Commands:\n").nth(1).unwrap().split("\n\n").next().unwrap();
-    // A command stands two columns in; what goes on from its line stands further in.
-    let names = commands.lines().filter_map(|l| l.strip_prefix("  ").filter(|l| !l.starts_with(' ')));
-    let mut names: Vec<&str> = names.filter_map(|l| l.split_whitespace().next()).collect();
-    names.retain(|n| *n != "help");
+    let names = commands(&overview);
     assert!(names.len() >= 11, "{names:?}");
 
     let marker = "<!-- What follows is printed by the program: UPDATE_DOCS=1 cargo test --test docs -->\n";
@@ -109,7 +114,12 @@ fn the_command_line_is_documented_as_it_is() {
     let (written, found) = text.split_once(marker).expect("docs/cli.md has the marker");
     let mut expected = format!("\n## basisopt\n\n```text\n{overview}```\n");
     for name in names {
-        expected += &format!("\n## {name}\n\n```text\n{}```\n", help(&[name, "--help"]));
+        let text = help(&[&name, "--help"]);
+        expected += &format!("\n## {name}\n\n```text\n{text}```\n");
+        for inner in commands(&text) {
+            let text = help(&[&name, &inner, "--help"]);
+            expected += &format!("\n### {name} {inner}\n\n```text\n{text}```\n");
+        }
     }
     if std::env::var_os("UPDATE_DOCS").is_some() {
         let path = common::root().join("docs/cli.md");

@@ -1,7 +1,8 @@
 //! The `basisopt` command line.
 //!
 //! Results go to stdout, progress and remarks to stderr. Exit codes: 0 all went well, 1 something
-//! failed, 2 the command line could not be understood. Nothing is written without `-o`.
+//! failed, 2 the command line could not be understood. Nothing is written without `-o`, but by
+//! `snapshot`, whose files are its purpose.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate is the command line")]
 
@@ -27,6 +28,7 @@ mod predicted;
 mod print;
 mod profile_device;
 mod progress;
+mod snapshot;
 mod sweep;
 mod table;
 mod training;
@@ -88,6 +90,8 @@ enum Command {
     ProfileDevice(profile_device::Args),
     /// Find the first pass and rewrite after which the outputs are further off than a tolerance.
     Bisect(bisect::Args),
+    /// Hold what pipelines make of models against checked-in text: tests for CI.
+    Snapshot(snapshot::Args),
     /// List the passes, or explain one.
     Passes(passes::Args),
     /// Print a completion script for a shell.
@@ -153,6 +157,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => bench::run(args, globals),
         Command::ProfileDevice(args) => profile_device::run(args, globals),
         Command::Bisect(args) => bisect::run(args, globals),
+        Command::Snapshot(args) => snapshot::run(args, globals),
         Command::Passes(args) => passes::run(args, globals),
         Command::Completions(args) => completions::run(args, globals),
     }

@@ -1,0 +1,347 @@
+//! Snapshots: a network, a pipeline, and what came of them, as text.
+//!
+//! ```text
+//! // snapshot: 1
+//! // model: glyphnet.onnx
+//! // passes: @fold,factorize-conv:energy=0.9
+//! //
+//! // fold-batch-norm: 7 rewrites
+//! //   + fold-batch-norm: …
+//! //
+//! // basisopt.layer.conv1 = {"rank":5,…}
+//! //
+//! //   conv1: 110592 -> 58368 multiply-adds, 144 -> 125 parameters
+//! //   total: …
+//! graph @main(…) -> (…) {
+//!   …
+//! }
+//! ```
+//!
+//! Or, where the model is not accepted or a pass fails, the head and `// error: …` with the reason: errors are part of
+//! what users of a network see, and change as graphs do.
+
+use crate::cost::{self, Table};
+use crate::error::SnapshotError;
+use crate::shapes::Shapes;
+use basisopt_ir::{Graph, ValueId, parse, print};
+use basisopt_onnx::{Model, Problem};
+use basisopt_passes::{
+    Host, Manager, ManagerError, NoHost, NoObserver, PassError, Pipeline, Registry, Report,
+};
+use bytes::Bytes;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// The version of the text's layout. It changes when the layout does, not with every release of this crate.
+pub const FORMAT: u32 = 1;
+
+/// What a model's metadata has of the program that wrote it, and would change with every release.
+const VERSION_KEY: &str = "basisopt.version";
+/// Begins the keys of metadata that passes write.
+const OWN_METADATA: &str = "basisopt.";
+
+/// What snapshots are taken with.
+#[derive(Clone)]
+pub struct Settings<'a> {
+    /// Passes that pipelines may name; the built-in ones by default.
+    pub registry: Registry,
+    /// Files that options of passes name, and interruption; neither by default.
+    pub host: &'a (dyn Host + Sync),
+    /// Sizes of dimensions that the network leaves open, by their name in the model or as `INPUT:AXIS`, for the cost
+    /// table and for passes that go by multiply-adds. The batch is 1 if it is not given.
+    pub dims: Vec<(String, usize)>,
+}
+
+impl Default for Settings<'_> {
+    fn default() -> Self {
+        Self { registry: Registry::builtin(), host: &NoHost, dims: vec![] }
+    }
+}
+
+impl std::fmt::Debug for Settings<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Settings").field("dims", &self.dims).finish_non_exhaustive()
+    }
+}
+
+/// What a pipeline made of a network, as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    text: String,
+    is_error: bool,
+}
+
+impl Snapshot {
+    /// Of a graph. An empty pipeline shows what was read. `name` stands for the network in the head and in errors.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Pipeline`] and [`SnapshotError::Dims`] for requests that are wrong whatever the network does;
+    /// [`SnapshotError::Interrupted`]. A pass that fails is no error here but what the snapshot says.
+    pub fn of_graph(
+        name: &str,
+        graph: Graph,
+        pipeline: &str,
+        settings: &Settings<'_>,
+    ) -> Result<Self, SnapshotError> {
+        let passes = read_pipeline(pipeline, &settings.registry)?;
+        let mut graph = graph;
+        check_dims(name, &graph, &settings.dims)?;
+        let before = Table::of(&graph, &settings.dims);
+        let mut executor = Shapes { dims: &settings.dims };
+        let mut manager =
+            Manager { host: settings.host, executor: Some(&mut executor), ..Manager::default() };
+        manager.is_checked = false;
+        match manager.run(&mut graph, &passes, &mut NoObserver) {
+            Ok(report) => {
+                let after = Table::of(&graph, &settings.dims);
+                let mut text = head(name, pipeline);
+                remarks(&mut text, &report);
+                metadata(&mut text, &graph);
+                section(&mut text, cost::lines(&before, &after));
+                text.push_str(&print::print(&graph));
+                Ok(Self { text, is_error: false })
+            }
+            Err(ManagerError::Pass { source: PassError::Interrupted, .. }) => Err(SnapshotError::Interrupted),
+            Err(error) => Ok(Self::error(name, pipeline, &error.to_string())),
+        }
+    }
+
+    /// Of a model in memory: ONNX, or `.bir` text, which is told by its first word. `dir` is where the model's external
+    /// data lie, if it has any.
+    ///
+    /// # Errors
+    /// As [`Snapshot::of_graph`]. A model that is damaged or not supported is no error here but what the snapshot says.
+    pub fn of_bytes(
+        name: &str,
+        bytes: impl Into<Bytes>,
+        dir: Option<&Path>,
+        pipeline: &str,
+        settings: &Settings<'_>,
+    ) -> Result<Self, SnapshotError> {
+        let bytes = bytes.into();
+        // A mistake in the pipeline is one whatever the model is like.
+        read_pipeline(pipeline, &settings.registry)?;
+        let graph = if bytes.starts_with(b"graph ") || bytes.starts_with(b"//") {
+            std::str::from_utf8(&bytes)
+                .map_err(|e| e.to_string())
+                .and_then(|text| parse::parse(text).map_err(|e| format!("line {}: {}", e.line, e.message)))
+                .map_err(|e| format!("{name}: {e}"))
+        } else {
+            Model::from_bytes(name, bytes, dir).map(|m| m.graph).map_err(|e| e.to_string())
+        };
+        match graph {
+            Ok(graph) => Self::of_graph(name, graph, pipeline, settings),
+            Err(error) => Ok(Self::error(name, pipeline, &relative(&error, dir))),
+        }
+    }
+
+    /// Of a file, ONNX or `.bir`; an ONNX file is mapped into memory.
+    ///
+    /// # Errors
+    /// As [`Snapshot::of_bytes`], and [`SnapshotError::Io`] if the file cannot be read.
+    pub fn of_file(
+        name: &str,
+        path: &Path,
+        pipeline: &str,
+        settings: &Settings<'_>,
+    ) -> Result<Self, SnapshotError> {
+        let dir = path.parent();
+        if path.extension().is_some_and(|e| e == "bir") {
+            let bytes = std::fs::read(path).map_err(SnapshotError::io("read", path))?;
+            return Self::of_bytes(name, bytes, dir, pipeline, settings);
+        }
+        read_pipeline(pipeline, &settings.registry)?;
+        match Model::read(path) {
+            Ok(model) => Self::of_graph(name, model.graph, pipeline, settings),
+            Err(error) => {
+                // The file itself cannot be opened: nobody knows what the network is like.
+                if matches!(error.problem(), Problem::Io { path: at, .. } if at == path) {
+                    std::fs::File::open(path).map_err(SnapshotError::io("read", path))?;
+                }
+                let text = error.to_string().replace(&path.display().to_string(), name);
+                Ok(Self::error(name, pipeline, &relative(&text, dir)))
+            }
+        }
+    }
+
+    fn error(name: &str, pipeline: &str, error: &str) -> Self {
+        let mut text = head(name, pipeline);
+        for (i, line) in error.lines().enumerate() {
+            let lead = if i == 0 { "//\n// error:" } else { "//  " };
+            let _ = writeln!(text, "{lead} {}", plain(line));
+        }
+        Self { text, is_error: true }
+    }
+
+    /// The text, ending in a line break. Unless it is an error it is a `.bir` text with comments.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the model was not accepted, or a pass failed.
+    pub fn is_error(&self) -> bool {
+        self.is_error
+    }
+}
+
+impl std::fmt::Display for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// A pipeline, which may be empty.
+pub(crate) fn read_pipeline(text: &str, registry: &Registry) -> Result<Pipeline, SnapshotError> {
+    if text.trim().is_empty() {
+        return Ok(Pipeline::default());
+    }
+    let pipeline = Pipeline::parse(text, registry);
+    pipeline.map_err(|source| SnapshotError::Pipeline { text: text.to_owned(), source: Box::new(source) })
+}
+
+/// The first line of every snapshot.
+pub(crate) fn first_line() -> String {
+    format!("// snapshot: {FORMAT}")
+}
+
+fn head(name: &str, pipeline: &str) -> String {
+    let passes = format!("// passes: {pipeline}");
+    format!("{}\n// model: {}\n{}\n", first_line(), plain(name), plain(&passes).trim_end())
+}
+
+/// A blank comment line, then these lines as comments; nothing if there are none.
+fn section(out: &mut String, lines: Vec<String>) {
+    for (i, line) in lines.into_iter().enumerate() {
+        let lead = if i == 0 { "//\n" } else { "" };
+        let _ = writeln!(out, "{lead}//   {}", plain(&line));
+    }
+}
+
+fn remarks(out: &mut String, report: &Report) {
+    for (i, pass) in report.passes.iter().enumerate() {
+        let lead = if i == 0 { "//\n" } else { "" };
+        let n = pass.outcome.n_rewrites();
+        let _ = writeln!(out, "{lead}// {}: {n} rewrite{}", plain(&pass.item), if n == 1 { "" } else { "s" });
+        for remark in &pass.remarks {
+            let _ = writeln!(out, "//   {}", plain(&remark.to_string()));
+        }
+    }
+}
+
+/// What passes noted in the model for later readers.
+fn metadata(out: &mut String, graph: &Graph) {
+    let own = graph.metadata.iter().filter(|(k, _)| k.starts_with(OWN_METADATA) && *k != VERSION_KEY);
+    section(out, own.map(|(key, value)| format!("{key} = {value}")).collect());
+}
+
+/// A text on one line, whatever is in a name: control characters are written as escapes.
+fn plain(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
+}
+
+/// An error without the folder of this machine in it.
+fn relative(error: &str, dir: Option<&Path>) -> String {
+    match dir.map(|d| d.display().to_string()).filter(|d| !d.is_empty()) {
+        Some(dir) => error.replace(&format!("{dir}{}", std::path::MAIN_SEPARATOR), ""),
+        None => error.to_owned(),
+    }
+}
+
+/// A size for what is not open is a spelling mistake.
+fn check_dims(model: &str, graph: &Graph, dims: &[(String, usize)]) -> Result<(), SnapshotError> {
+    let (names, places) = open_dims(graph);
+    match dims.iter().find(|(name, _)| !names.contains(name) && !places.contains(name)) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let (model, name) = (model.to_owned(), name.clone());
+            Err(SnapshotError::Dims { model, name, open: names.join(", ") })
+        }
+    }
+}
+
+/// The open sizes of a graph's inputs: by name where they have one, and as `INPUT:AXIS`.
+fn open_dims(graph: &Graph) -> (Vec<String>, Vec<String>) {
+    let (mut names, mut places) = (Vec::new(), Vec::new());
+    for &id in graph.inputs() {
+        let value = graph.value(ValueId::of(id));
+        for (axis, dim) in value.ty.shape.iter().flatten().enumerate() {
+            if dim.known().is_none() {
+                let place = format!("{}:{axis}", value.name);
+                names.push(dim.name().map_or_else(|| place.clone(), str::to_owned));
+                places.push(place);
+            }
+        }
+    }
+    (names, places)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NETWORK: &str = "graph @g(%x: f32[N,8,H,9]) -> (%y) {
+  %conv1.w = f32[16,8,3,3] lowrank(3, seed=1)
+  %c = Conv@conv1<pads=[1,1,1,1]>(%x, %conv1.w)
+  %y = Relu(%c)
+}
+";
+
+    fn take(pipeline: &str, dims: &[(&str, usize)]) -> Result<Snapshot, SnapshotError> {
+        let dims = dims.iter().map(|&(name, n)| (name.to_owned(), n)).collect();
+        Snapshot::of_bytes("net.bir", NETWORK, None, pipeline, &Settings { dims, ..Settings::default() })
+    }
+
+    #[test]
+    fn a_snapshot_has_a_head_remarks_costs_and_the_graph_but_no_version() {
+        let snapshot = take("factorize-conv:rank=3", &[("H", 9)]).unwrap();
+        let text = snapshot.text();
+        assert!(
+            text.starts_with("// snapshot: 1\n// model: net.bir\n// passes: factorize-conv:rank=3\n//\n"),
+            "{text}"
+        );
+        assert!(
+            text.contains("// factorize-conv:rank=3: 1 rewrite\n//   + factorize-conv: conv1: rank 3 of 16"),
+            "{text}"
+        );
+        // 16·72 weights at 81 places; 3·(72 + 16) afterwards.
+        assert!(
+            text.contains("//   conv1: 93312 -> 21384 multiply-adds, 1152 -> 264 parameters\n"),
+            "{text}"
+        );
+        assert!(text.contains("basisopt.layer.conv1 = {") && !text.contains("basisopt.version"), "{text}");
+        // The whole text is a graph with comments.
+        let graph = parse::parse(text).unwrap();
+        assert!(text.ends_with(&print::print(&graph)) && !snapshot.is_error());
+    }
+
+    #[test]
+    fn sizes_reach_passes_that_go_by_multiply_adds() {
+        let pipeline = "allocate-ranks:target=macs:0.5,factorize-conv";
+        assert!(take(pipeline, &[("H", 9)]).unwrap().text().contains("[allotted]"));
+        let open = take(pipeline, &[]).unwrap();
+        assert!(open.is_error() && open.text().contains("\n// error: allocate-ranks: "), "{}", open.text());
+        let error = take("", &[("height", 9)]).unwrap_err().to_string();
+        assert_eq!(error, "net.bir: dims has \"height\"; its open sizes are N, H");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_model_is_the_snapshot_and_with_a_pipeline_an_error() {
+        let take = |bytes: &'static [u8], pipeline| {
+            Snapshot::of_bytes("m", bytes, None, pipeline, &Settings::default())
+        };
+        for (bytes, reason) in
+            [(&b""[..], "the file is empty"), (b"graph @g(", "m: line 1: "), (b"\x08", "truncated")]
+        {
+            let snapshot = take(bytes, "@fold").unwrap();
+            assert!(snapshot.is_error() && snapshot.text().contains(reason), "{snapshot}");
+        }
+        assert!(take(b"", "@fould").unwrap_err().is_usage());
+    }
+
+    #[test]
+    fn names_stay_on_their_line() {
+        let graph = parse::parse("graph @g(%x: f32[1]) -> (%y) {\n  %y = Relu@\"a\\nb\"(%x)\n}\n").unwrap();
+        let text = Snapshot::of_graph("a\nb", graph, "", &Settings::default()).unwrap();
+        assert!(text.text().contains("// model: a\\nb\n// passes:\n//\n//   total: 0 "), "{text}");
+    }
+}

@@ -1,0 +1,262 @@
+//! All cases of a list: taken, held against what is stored, accepted.
+
+use crate::compare::{Comparison, compare};
+use crate::error::SnapshotError;
+use crate::files;
+use crate::snapshot::{Settings, Snapshot};
+use crate::spec::{Case, EXTENSION, Spec};
+use basisopt_passes::{Globs, Host, Registry};
+use std::any::Any;
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+/// Begins the first line of snapshot files, whatever their version: other files are nobody's orphans.
+const HEAD: &str = "// snapshot: ";
+
+/// The cases of a list.
+#[derive(Clone, Debug)]
+pub struct Suite {
+    spec: Spec,
+    registry: Registry,
+    cases: Vec<Case>,
+}
+
+/// How cases are run.
+#[derive(Clone, Copy)]
+pub struct RunOptions<'a> {
+    /// Cases that are run at a time, at least one. The outcome does not depend on it.
+    pub jobs: usize,
+    /// Run only the cases whose name matches, and look for no orphans.
+    pub filter: Option<&'a Globs>,
+    /// Asked between cases and in passes: whether to stop.
+    pub interrupted: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Default for RunOptions<'_> {
+    fn default() -> Self {
+        Self { jobs: 1, filter: None, interrupted: &|| false }
+    }
+}
+
+impl std::fmt::Debug for RunOptions<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RunOptions").field("jobs", &self.jobs).finish_non_exhaustive()
+    }
+}
+
+/// How a case stands to its stored snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// As stored, but for noise.
+    Equal,
+    /// Nothing is stored; the new text.
+    Missing(String),
+    /// As compared.
+    Different(Comparison),
+    /// No snapshot could be taken, or the stored one not be read: the reason.
+    Failed(String),
+}
+
+/// What came of one case.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The case.
+    pub case: Case,
+    /// How it stands.
+    pub status: Status,
+    /// The time that it took, alone or beside others.
+    pub time: Duration,
+}
+
+/// What came of all cases.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// One for each case that was run, in the order of the list.
+    pub outcomes: Vec<Outcome>,
+    /// Stored snapshots that no case has any more, in order.
+    pub orphans: Vec<PathBuf>,
+}
+
+/// What was changed on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Files that were written.
+    pub written: Vec<PathBuf>,
+    /// Orphans that were removed.
+    pub removed: Vec<PathBuf>,
+}
+
+impl Report {
+    /// Whether all is as stored.
+    pub fn is_equal(&self) -> bool {
+        self.orphans.is_empty() && self.outcomes.iter().all(|o| o.status == Status::Equal)
+    }
+}
+
+impl Suite {
+    /// The cases of a list, with the passes of a registry.
+    ///
+    /// # Errors
+    /// As [`Spec::cases`].
+    pub fn new(spec: Spec, registry: Registry) -> Result<Self, SnapshotError> {
+        let cases = spec.cases(&registry)?;
+        Ok(Self { spec, registry, cases })
+    }
+
+    /// The list.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Its cases, in order.
+    pub fn cases(&self) -> &[Case] {
+        &self.cases
+    }
+
+    /// Takes the snapshots of all cases, several at a time, and holds them against the stored ones. `progress` is told how many
+    /// of how many cases are done, and which came last.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Interrupted`], and [`SnapshotError::Io`] if the folder of snapshots cannot be read. What is
+    /// wrong with one case is its [`Status::Failed`].
+    pub fn check(
+        &self,
+        options: &RunOptions<'_>,
+        progress: &mut dyn FnMut(usize, usize, &str),
+    ) -> Result<Report, SnapshotError> {
+        let wanted = |case: &&Case| options.filter.is_none_or(|f| f.matches(&case.name));
+        let cases: Vec<&Case> = self.cases.iter().filter(wanted).collect();
+        let host = Beside { dir: self.spec.dir(), interrupted: options.interrupted };
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; cases.len()];
+        let next = AtomicUsize::new(0);
+        let (sender, receiver) = mpsc::channel();
+        // Threads of their own and not rayon's: there, a case that waits for a decomposition would begin another
+        // case on its stack.
+        std::thread::scope(|scope| {
+            for _ in 0..options.jobs.clamp(1, cases.len().max(1)) {
+                let (sender, next, cases, host) = (sender.clone(), &next, &cases, &host);
+                scope.spawn(move || {
+                    while !host.interrupted()
+                        && let index = next.fetch_add(1, Ordering::Relaxed)
+                        && let Some(case) = cases.get(index)
+                    {
+                        let started = Instant::now();
+                        let status = self.status(case, host);
+                        let outcome = Outcome { case: (*case).clone(), status, time: started.elapsed() };
+                        // The receiver outlives this loop.
+                        let _ = sender.send((index, outcome));
+                    }
+                });
+            }
+            drop(sender);
+            for (n, (index, outcome)) in receiver.iter().enumerate() {
+                progress(n + 1, cases.len(), &outcome.case.name);
+                outcomes[index] = Some(outcome);
+            }
+        });
+        if (options.interrupted)() {
+            return Err(SnapshotError::Interrupted);
+        }
+        let orphans = if options.filter.is_none() { self.orphans()? } else { vec![] };
+        Ok(Report { outcomes: outcomes.into_iter().flatten().collect(), orphans })
+    }
+
+    /// Writes what is missing or differs, and nothing that differs by noise alone. Orphans are removed if that is
+    /// wanted. Cases that failed are left as they are.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`]; every file is then as it was or as it should be.
+    pub fn accept(&self, report: &Report, remove_orphans: bool) -> Result<Accepted, SnapshotError> {
+        let mut accepted = Accepted::default();
+        for outcome in &report.outcomes {
+            let text = match &outcome.status {
+                Status::Missing(text) => text,
+                Status::Different(comparison) => comparison.settled(),
+                Status::Equal | Status::Failed(_) => continue,
+            };
+            files::write_whole(&outcome.case.file, text)?;
+            accepted.written.push(outcome.case.file.clone());
+        }
+        for orphan in report.orphans.iter().filter(|_| remove_orphans) {
+            std::fs::remove_file(orphan).map_err(SnapshotError::io("remove", orphan))?;
+            accepted.removed.push(orphan.clone());
+            let below =
+                |folder: &&Path| folder.starts_with(self.spec.folder()) && *folder != self.spec.folder();
+            for folder in orphan.ancestors().skip(1).take_while(below) {
+                // Only what is empty goes.
+                if std::fs::remove_dir(folder).is_err() {
+                    break;
+                }
+            }
+        }
+        Ok(accepted)
+    }
+
+    fn status(&self, case: &Case, host: &Beside<'_>) -> Status {
+        let settings = Settings { registry: self.registry.clone(), host, dims: case.dims.clone() };
+        // A pass that panics is a bug, perhaps in a pass of the user's: the other cases go on.
+        let taken = catch_unwind(AssertUnwindSafe(|| {
+            Snapshot::of_file(&case.model, &case.path, &case.pipeline, &settings)
+        }));
+        let new = match taken {
+            Ok(Ok(snapshot)) => snapshot,
+            Ok(Err(error)) => return Status::Failed(error.to_string()),
+            Err(panic) => {
+                return Status::Failed(format!("a pass panicked: {}; this is a bug in it", message(&*panic)));
+            }
+        };
+        match std::fs::read_to_string(&case.file) {
+            Ok(stored) => match compare(&stored, new.text()) {
+                comparison if comparison.is_equal() => Status::Equal,
+                comparison => Status::Different(comparison),
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Status::Missing(new.text().to_owned()),
+            Err(e) => Status::Failed(SnapshotError::io("read", &case.file)(e).to_string()),
+        }
+    }
+
+    /// Snapshot files below the folder that no case has.
+    fn orphans(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+        let folder = self.spec.folder();
+        if !folder.exists() {
+            return Ok(vec![]);
+        }
+        let known: BTreeSet<&Path> = self.cases.iter().map(|c| c.file.as_path()).collect();
+        let found = files::walk(folder).map_err(SnapshotError::io("read", folder))?;
+        let is_orphan = |path: &PathBuf| {
+            path.extension().is_some_and(|e| e == EXTENSION)
+                && !known.contains(path.as_path())
+                // Snapshots of other tools have the same ending.
+                && std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(HEAD.as_bytes()))
+        };
+        Ok(found.into_iter().map(|(_, path)| path).filter(is_orphan).collect())
+    }
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}
+
+/// Files that options of passes name lie beside the list.
+struct Beside<'a> {
+    dir: &'a Path,
+    interrupted: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl Host for Beside<'_> {
+    fn read_text(&self, path: &str) -> Result<String, String> {
+        std::fs::read_to_string(self.dir.join(path)).map_err(|e| e.to_string())
+    }
+
+    fn progress(&self, _done: usize, _total: usize, _what: &str) {}
+
+    fn interrupted(&self) -> bool {
+        (self.interrupted)()
+    }
+}
