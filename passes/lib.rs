@@ -55,7 +55,7 @@ pub use driver::registry::Registry;
 pub use driver::remark::{Refusal, Remark, RemarkKind};
 pub use driver::rule::{Proposal, Rule, apply_everywhere};
 pub use fine_tune::trainable;
-pub use training::{meets_goal, n_classes};
+pub use training::{logits, meets_goal, n_classes};
 
 /// The built-in passes, in the order in which they are usually run.
 pub const BUILTIN: &[&PassInfo] = &[

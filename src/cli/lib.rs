@@ -31,6 +31,7 @@ mod print;
 mod profile_device;
 mod progress;
 mod samples;
+mod step;
 mod sweep;
 mod table;
 mod training;
@@ -80,7 +81,7 @@ enum Command {
     Print(print::Args),
     /// Show what differs between two networks, as text.
     Diff(diff::Args),
-    /// Show the gradient of a network as a graph, or time a step of training.
+    /// Show the gradient of a network as a graph, write a step of training as ONNX, or time one.
     Differentiate(differentiate::Args),
     /// Run two networks on the same inputs and report how far their outputs are apart.
     Compare(compare::Args),

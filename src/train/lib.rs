@@ -3,6 +3,8 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`mod@differentiate`] | graph to graph: rules per operator, joined by a reverse walk |
+//! | [`mod@lower`] | a gradient graph in the operators that ONNX has |
+//! | [`mod@step`] | a step of training as one graph: network, loss, gradients |
 //! | [`loss`] | losses, as nodes of the graph |
 //! | [`exec`] | the executor: a graph compiled into steps on lane tensors |
 //! | [`task`] | what is trained, and towards what |
@@ -21,8 +23,10 @@ pub mod examples;
 pub mod exec;
 pub mod fit;
 pub mod loss;
+pub mod lower;
 pub mod optimizer;
 pub mod statistics;
+pub mod step;
 pub mod stiefel;
 pub mod task;
 pub mod trainer;
