@@ -7,6 +7,10 @@
 Needs numpy, onnx and onnxruntime. For every network `basisopt differentiate --loss … -o` writes a step, `onnx.checker` looks at
 it, ONNX Runtime runs it on the images, labels or targets that benches/step/trainer.rs made, and the numbers are compared: how
 far they are apart, relative to the largest of each gradient. Networks whose batch is open get IMAGES images, others one.
+
+With --exact the last two columns say how far each side is from the same step in double precision. Where an activation is zero but for
+rounding, Relu and MaxPool send the gradient one way or the other: no two engines agree on such an element, nor with themselves
+in another precision.
 """
 import argparse
 import json
@@ -65,12 +69,13 @@ def compare(network, loss, norm, args, folder):
     feed = run.get_inputs()[0]
     fixed = isinstance(feed.shape[0], int)
     images = feed.shape[0] if fixed else LANES if norm == "batch" or "batch-norm-training" in network else IMAGES
-    code, out, err = call(args.trainer, network, loss, norm, images, args.seed, folder, *args.dim)
+    code, out, err = call(args.trainer, network, loss, norm, images, args.seed, folder,
+                          *["exact"] * args.exact, *args.dim)
     if code:
         return f"trainer: {err}"
     with open(os.path.join(folder, "step.json")) as file:
         told = json.load(file)
-    feeds, gradients = {}, {}
+    feeds, parameters, gradients, exact = {}, {}, {}, {}
     types = {i.name: i for i in run.get_inputs()}
     for entry in told["files"]:
         kind, name = entry["kind"], entry["name"]
@@ -78,26 +83,36 @@ def compare(network, loss, norm, args, folder):
         if kind == "gradient":
             gradients[name] = data
             continue
+        if kind == "parameter":
+            parameters[name] = data
+            continue
+        if kind == "exact":
+            exact[name] = data
+            continue
         if kind == "target":
             name = "teacher" if loss == "distill" else f"{name}.target"
         port = types[name]
         shape = [told["images"] if not isinstance(d, int) else d for d in port.shape]
         half = port.type == "tensor(float16)"
         feeds[name] = data.reshape(shape).astype(np.float16 if half else data.dtype)
-    # The same numbers, given as anybody's optimiser would give them.
-    for initializer in onnx.load(step).graph.initializer:
-        if initializer.name in gradients:
-            feeds[initializer.name] = onnx.numpy_helper.to_array(initializer)
+    # The weights, given as anybody's optimiser would give them.
+    for port in run.get_overridable_initializers():
+        half = port.type == "tensor(float16)"
+        feeds[port.name] = parameters[port.name].reshape(port.shape).astype(np.float16 if half else np.float32)
     names = {p["name"]: p["output"] for p in summary["parameters"]}
     if set(names) != set(gradients):
         return f"other parameters: {sorted(set(names) ^ set(gradients))[:3]}"
     order = list(gradients)
     got = run.run([summary["loss"], *(names[p] for p in order)], feeds)
+    if args.verbose:
+        print(f"loss: {float(got[0])!r}, trainer {told['loss']!r}, in double precision {told['exact_loss']!r}")
     off_loss = abs(float(got[0]) - told["loss"]) / max(abs(told["loss"]), 1e-6)
     offs = [(apart(g, gradients[p]), p) for g, p in zip(got[1:], order)]
     worst = max(offs)
     half = any(f.dtype == np.float16 for f in feeds.values())
-    return off_loss, worst[0], worst[1], len(offs), told["images"], half
+    ours = max((apart(gradients[p], exact[p]) for p in exact), default=float("nan"))
+    theirs = max((apart(g, exact[p]) for g, p in zip(got[1:], order) if p in exact), default=float("nan"))
+    return off_loss, worst[0], worst[1], len(offs), told["images"], half, ours, theirs
 
 
 def main():
@@ -110,9 +125,12 @@ def main():
     parser.add_argument("--norm", choices=["given", "batch"], default="given")
     parser.add_argument("--dim", action="append", default=[], metavar="NAME=N", help="as for basisopt differentiate")
     parser.add_argument("--seed", type=int, default=1, help="of the images")
+    parser.add_argument("--exact", action="store_true", help="compute in double precision too (takes memory)")
+    parser.add_argument("--verbose", action="store_true", help="say what the losses are")
     args = parser.parse_args()
     print(f"onnxruntime {onnxruntime.__version__}, onnx {onnx.__version__}, numpy {np.__version__}")
-    print(f"{'network':44} {'loss':8} {'images':>6} {'gradients':>9} {'loss off by':>12} {'worst gradient':>15}")
+    print(f"{'network':44} {'loss':8} {'images':>6} {'gradients':>9} {'loss off by':>12} {'worst gradient':>15}"
+          + f" {'trainer/f64':>12} {'ORT/f64':>12}" * args.exact)
     passed, failed = 0, []
     for network in args.networks:
         name = pathlib.Path(network).stem
@@ -129,13 +147,14 @@ def main():
             failed.append(name)
             print(f"{name:44} {loss:8} {result}", flush=True)
             continue
-        off_loss, off, where, n, images, half = result
+        off_loss, off, where, n, images, half, ours, theirs = result
         good = max(off_loss, off) <= (HALF if half else TOLERANCE)
         passed += good
         if not good:
             failed.append(name)
         note = "" if good else f"  {where}"
-        print(f"{name:44} {loss:8} {images:6} {n:9} {off_loss:12.1e} {off:15.1e}{note}", flush=True)
+        print(f"{name:44} {loss:8} {images:6} {n:9} {off_loss:12.1e} {off:15.1e}"
+              + f" {ours:12.1e} {theirs:12.1e}" * args.exact + note, flush=True)
     print(f"{passed} of {len(args.networks)} within {TOLERANCE}" + (f"; not: {', '.join(failed)}" if failed else ""))
     sys.exit(bool(failed))
 

@@ -1,7 +1,7 @@
 //! Loss and gradients of one step, as the built-in trainer computes them, for `benches/step/peer.py`.
 //!
 //! ```text
-//! trainer NETWORK labels|distill|match given|batch IMAGES SEED FOLDER [NAME=SIZE …]
+//! trainer NETWORK labels|distill|match given|batch IMAGES SEED FOLDER [exact] [NAME=SIZE …]
 //! ```
 //!
 //! Images, labels and the teacher are made from seeds. The folder gets `step.json`, which says what is in the files
@@ -15,9 +15,10 @@ use basisopt::ir::op::Op;
 use basisopt::ir::{Rewrite, Tensor, ValueId};
 use basisopt::onnx::Model;
 use basisopt::passes::{cost, logits, trainable};
-use basisopt::train::differentiate::frontier;
+use basisopt::train::differentiate::{Request, differentiate, frontier};
 use basisopt::train::examples::Chunk;
 use basisopt::train::exec::{Plan, Program};
+use basisopt::train::loss::{Target, Term, attach};
 use basisopt::train::task::{Objective, Reference, Task};
 use basisopt::train::trainer::Trainer;
 use basisopt::{Manager, NoObserver, Pipeline, Registry};
@@ -33,12 +34,13 @@ const APART: f64 = 0.2;
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [network, loss, norm, images, seed, folder, dims @ ..] = arguments.as_slice() else {
-        return Err("usage: trainer NETWORK labels|distill|match given|batch IMAGES SEED FOLDER [NAME=SIZE …]".into());
+        return Err("usage: trainer NETWORK labels|distill|match given|batch IMAGES SEED FOLDER [exact] [NAME=SIZE …]".into());
     };
     let (n_images, folder) = (images.parse::<usize>()?.min(LANES), PathBuf::from(folder));
     let seed: u64 = seed.parse()?;
     let mut pinned = Vec::new();
-    for dim in dims {
+    let exact = dims.first().is_some_and(|d| d == "exact");
+    for dim in dims.iter().skip(usize::from(exact)) {
         let (name, size) = dim.rsplit_once('=').ok_or("NAME=SIZE")?;
         pinned.push((name.to_owned(), size.parse()?));
     }
@@ -48,8 +50,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     cost::pin(&mut graph, &pinned);
     infer(&mut graph)?;
 
-    let name = |v: ValueId| graph.value(v).name.clone();
     let parameters = trainable(&graph)?;
+    // Networks whose weights are all of one value have a gradient of rounding and nothing else.
+    let is_stub = |name: &String| {
+        let value = graph.find_value(name).and_then(|v| graph.constant_value(v)?.to_f64s().ok());
+        value.is_some_and(|v| v.len() > 16 && v.iter().all(|&e| e == v[0]))
+    };
+    if parameters.iter().filter(|p| is_stub(p)).count() * 4 > parameters.len() {
+        let deviations: Vec<Option<f64>> = parameters.iter().map(|p| deviation(&graph, p)).collect();
+        graph = moved(&graph, &parameters, 10_000, |i, shape, _, n| match (shape, deviations[i]) {
+            ([_, behind @ ..], _) if !behind.is_empty() => {
+                n * (6.0 / behind.iter().product::<usize>().max(1) as f64).sqrt()
+            }
+            (_, Some(deviation)) => deviation * (1.0 + APART * n),
+            _ => APART * n,
+        })?;
+    }
+    let name = |v: ValueId| graph.value(v).name.clone();
     let ids: Vec<ValueId> = parameters.iter().filter_map(|p| graph.find_value(p)).collect();
     let scores = || logits(&graph).map(name).ok_or("no class scores");
     let targets = match loss.as_str() {
@@ -68,7 +85,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let is_norm = |v: &ValueId| matches!(graph.node(v.node).op, Op::BatchNormalization(_));
     let norms = graph.topological().into_iter().map(ValueId::of).filter(|v| norm == "batch" && is_norm(v));
-    let teacher = teacher(&graph, &parameters)?;
+    let teacher = moved(&graph, &parameters, 100, |_, _, v, n| v * (1.0 + APART * n))?;
     let task = Task {
         network: &graph,
         reference: if loss == "labels" { Reference::None } else { Reference::Network(&teacher) },
@@ -103,10 +120,21 @@ fn main() -> Result<(), Box<dyn Error>> {
             out.floats("target", target, &by_image(given, n_images))?;
         }
     }
-    for (name, gradient) in trainer.parameters().iter().zip(&gradients) {
+    for ((name, values), gradient) in trainer.parameters().iter().zip(trainer.values()).zip(&gradients) {
+        out.floats("parameter", name, values)?;
         out.floats("gradient", name, gradient)?;
     }
-    let summary = json!({ "loss": tally.mean_loss(), "images": n_images, "files": out.files });
+    let mut exact_loss = None;
+    // Normalisations in training form are the trainer's own business.
+    if exact && task.norms.is_empty() {
+        let (loss, gradients) = in_double_precision(&task, &teacher, &lanes, &labels)?;
+        exact_loss = Some(loss);
+        for (name, gradient) in gradients {
+            out.floats("exact", &name, &gradient)?;
+        }
+    }
+    let summary =
+        json!({ "loss": tally.mean_loss(), "exact_loss": exact_loss, "images": n_images, "files": out.files });
     std::fs::write(out.folder.join("step.json"), serde_json::to_string_pretty(&summary)?)?;
     println!("{} gradients, loss {}", gradients.len(), tally.mean_loss());
     Ok(())
@@ -119,21 +147,104 @@ fn read(path: &Path) -> Result<Graph, Box<dyn Error>> {
     Ok(Model::read(path)?.graph)
 }
 
-/// The network with its weights moved a little.
-fn teacher(graph: &Graph, parameters: &[String]) -> Result<Graph, Box<dyn Error>> {
-    let mut teacher = graph.clone();
+/// What a normalisation whose scale this is divides by.
+fn deviation(graph: &Graph, scale: &str) -> Option<f64> {
+    let uses = graph.uses(graph.find_value(scale)?);
+    let norm = uses.iter().find(|u| u.slot == 1)?.node;
+    let Op::BatchNormalization(op) = &graph.node(norm).op else { return None };
+    let variance = graph.constant_value(graph.node_input(norm, 4)?)?.to_f64s().ok()?;
+    Some((variance.first()? + f64::from(op.epsilon)).sqrt())
+}
+
+/// The network with other weights, made of each one's number, shape and values and of numbers in ±1.
+fn moved(
+    graph: &Graph,
+    parameters: &[String],
+    seed: u64,
+    value: impl Fn(usize, &[usize], f64, f64) -> f64,
+) -> Result<Graph, Box<dyn Error>> {
+    let mut moved = graph.clone();
     for (i, name) in parameters.iter().enumerate() {
-        let value = teacher.find_value(name).ok_or("a parameter that is not there")?;
-        let old = teacher.constant_value(value).ok_or("a parameter that is no constant")?;
-        let noise = numbers(100 + i as u64, old.len());
-        let values: Vec<f64> = old.to_f64s()?.iter().zip(noise).map(|(v, n)| v * (1.0 + APART * n)).collect();
-        let mut rewrite = Rewrite::at(value.node);
+        let at = moved.find_value(name).ok_or("a parameter that is not there")?;
+        let old = moved.constant_value(at).ok_or("a parameter that is no constant")?;
+        let noise = numbers(seed + i as u64, old.len());
+        let values: Vec<f64> =
+            old.to_f64s()?.iter().zip(noise).map(|(&v, n)| value(i, old.shape(), v, n)).collect();
+        let mut rewrite = Rewrite::at(at.node);
         let new = rewrite.constant(name.clone(), Tensor::from_f64s(old.dtype(), old.shape().to_vec(), &values)?);
-        rewrite.replace(value, new);
-        rewrite.apply(&mut teacher)?;
+        rewrite.replace(at, new);
+        rewrite.apply(&mut moved)?;
     }
-    infer(&mut teacher)?;
-    Ok(teacher)
+    infer(&mut moved)?;
+    Ok(moved)
+}
+
+/// A loss, and gradients by name.
+type Found = (f64, Vec<(String, Vec<f32>)>);
+
+/// The same by the same rules in double precision: what both sides are to be near to.
+fn in_double_precision(
+    task: &Task<'_>,
+    teacher: &Graph,
+    lanes: &[f32],
+    labels: &[usize],
+) -> Result<Found, Box<dyn Error>> {
+    let mut graph = task.network.clone();
+    let find = |name: &String| graph.find_value(name).ok_or("a value that is not there");
+    let mut terms = Vec::new();
+    for (objective, weight) in &task.objectives {
+        let term = match objective {
+            Objective::Labels { logits } => Term::CrossEntropy { logits: find(logits)? },
+            Objective::Distill { logits, temperature } => {
+                Term::Distillation { logits: find(logits)?, temperature: *temperature }
+            }
+            Objective::Match { value, scale } => Term::Match { value: find(value)?, scale: *scale },
+            Objective::Orthogonality(_) => return Err("no such loss here".into()),
+        };
+        terms.push((term, *weight));
+    }
+    let parameters = task.parameters.iter().map(find).collect::<Result<Vec<_>, _>>()?;
+    let attached = attach(&mut graph, &terms)?;
+    infer(&mut graph)?;
+    let derived = differentiate(&graph, &Request { targets: vec![attached.value], parameters })?;
+    let images: Vec<f64> = lanes.iter().map(|&v| f64::from(v)).collect();
+    let mut inputs = vec![images.clone()];
+    for target in &attached.targets {
+        inputs.push(match target {
+            Target::Label { n_classes } => {
+                let mut one_hot = vec![0.0; n_classes * LANES];
+                labels.iter().enumerate().for_each(|(lane, label)| one_hot[label * LANES + lane] = 1.0);
+                one_hot
+            }
+            Target::Original(name) => {
+                // What the network is given in single precision.
+                let value = teacher.find_value(name).ok_or("a target that is not there")?;
+                let mut part = teacher.clone();
+                part.set_outputs(&[value]);
+                let program: Program<f32> = Program::compile(&part, &Plan::default())?;
+                let (shared, mut workspace, mut sums) = (program.shared(), program.workspace(), program.sums());
+                program.run(&[lanes], &shared, &mut workspace, &mut sums);
+                let values = program.output(0, &workspace).ok_or("a target that is no image's")?;
+                values.iter().map(|&v| f64::from(v)).collect()
+            }
+        });
+    }
+    let share = |lane| if lane < labels.len() { 1.0 / labels.len() as f64 } else { 0.0 };
+    inputs.push((0..LANES).map(share).collect());
+    let plan = Plan { parameters: derived.parameters.clone(), summed: derived.summed.clone() };
+    let program: Program<f64> = Program::compile(&derived.graph, &plan)?;
+    let (mut shared, mut workspace, mut sums) = (program.shared(), program.workspace(), program.sums());
+    let slices: Vec<&[f64]> = inputs.iter().map(Vec::as_slice).collect();
+    program.run(&slices, &shared, &mut workspace, &mut sums);
+    program.finish(&mut sums, &mut shared);
+    let losses = program.output(0, &workspace).ok_or("no loss")?;
+    let loss = losses.iter().take(labels.len()).sum::<f64>() / labels.len() as f64;
+    let mut gradients = Vec::new();
+    for (i, name) in derived.parameters.iter().enumerate() {
+        let gradient = program.total(1 + i, &sums).ok_or("a gradient that is no sum")?;
+        gradients.push((name.clone(), gradient.iter().map(|&v| v as f32).collect()));
+    }
+    Ok((loss, gradients))
 }
 
 /// From one lane per image to one image behind the other.

@@ -24,6 +24,9 @@ use basisopt_ir::{DType, Dim, Graph, Rewrite, RewriteError, Tensor, ValueId};
 /// The IR version that steps have at least: that of [`OPSET`](crate::lower::OPSET).
 const IR_VERSION: i64 = 8;
 
+/// Metadata that a step has, and other models have not: the name of its loss.
+pub const LOSS_KEY: &str = "basisopt.step.loss";
+
 /// What a step minimises.
 #[derive(Clone, Debug, PartialEq)]
 pub enum StepLoss {
@@ -193,6 +196,7 @@ pub fn step(network: &Graph, request: &StepRequest) -> Result<Step, StepError> {
     b.graph.set_outputs(&[outputs, vec![loss], gradients, form.statistics].concat());
     let mut graph = lower(&b.graph)?;
     remove_unread(&mut graph);
+    graph.annotate(LOSS_KEY, loss_name.clone());
     for name in &derived.parameters {
         let id = find(&graph, name)?.node;
         graph.unfreeze(id);
