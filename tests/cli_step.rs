@@ -316,4 +316,15 @@ fn slips_in_asking_for_a_step_are_named() {
     let dims = ["--dim", "H=12", "--dim", "W=9"];
     bench.run(0, &[&["differentiate", "open.bir", "--loss", "match", "-o", "s.onnx"], &dims[..]].concat());
     assert!(bench.has("s.onnx"));
+
+    let text = "graph @g(%x: f32[1,2,3,3]) -> (%y) {
+                  %w = f32[4,2,3,3] randn(seed=1)
+                  %a = Conv(%x, %w)
+                  %s = i64[2] [1, 4]
+                  %y = Reshape(%a, %s)
+                }";
+    write(&bench, "one.bir", text.as_bytes());
+    let args = ["differentiate", "one.bir", "--loss", "labels", "--open-batch", "-o", "step.onnx"];
+    let (out, _) = bench.run(0, &args);
+    assert!(out.contains("x f32[N,2,3,3]; labels i64[N]") && out.contains("y f32[N,4]; loss"), "{out}");
 }

@@ -57,7 +57,11 @@ def compare(network, loss, norm, args, folder):
     step = os.path.join(folder, "step.onnx")
     command = [args.program, "differentiate", network, "--loss", loss, "--norm", norm, "-o", step, "--format", "json"]
     command += [flag for dim in args.dim for flag in ("--dim", dim)]
+    command += ["--open-batch"] * args.open_batch
     code, out, err = call(*command)
+    if code and "batch" in err and args.open_batch:
+        command.remove("--open-batch")
+        code, out, err = call(*command)
     if code and "(--dim)" in err and not args.dim:
         # A batch of one is built into some networks that claim an open one.
         code, out, err = call(*command, "--dim", "N=1")
@@ -125,6 +129,7 @@ def main():
     parser.add_argument("--norm", choices=["given", "batch"], default="given")
     parser.add_argument("--dim", action="append", default=[], metavar="NAME=N", help="as for basisopt differentiate")
     parser.add_argument("--seed", type=int, default=1, help="of the images")
+    parser.add_argument("--open-batch", action="store_true", help="as for basisopt differentiate")
     parser.add_argument("--exact", action="store_true", help="compute in double precision too (takes memory)")
     parser.add_argument("--verbose", action="store_true", help="say what the losses are")
     args = parser.parse_args()

@@ -67,6 +67,9 @@ pub(crate) struct Args {
     /// Write the step to this file.
     #[arg(long, short, value_name = "FILE", requires = "loss", conflicts_with = "print")]
     output: Option<PathBuf>,
+    /// Open the batch in the step, where the file fixes it at one.
+    #[arg(long, requires = "loss")]
+    open_batch: bool,
     /// Statistics that batch normalisations use in the step.
     #[arg(long, value_enum, value_name = "WHICH", requires = "loss", default_value = "given")]
     norm: NormArg,
@@ -197,7 +200,10 @@ fn step(
     globals: &Globals,
 ) -> anyhow::Result<ExitCode> {
     let file = model.source().file();
-    let made = parameters(graph, of).and_then(|p| step::make(graph, &args.run.dims, loss, args.norm, p));
+    let mut graph = graph.clone();
+    let opened = if args.open_batch { step::open(&mut graph) } else { Ok(()) };
+    let made = opened.and_then(|()| parameters(&graph, of));
+    let made = made.and_then(|p| step::make(&graph, &args.run.dims, loss, args.norm, p));
     let made = made.map_err(|e| if e.is::<Usage>() { e } else { e.context(file.to_owned()) })?;
     match &args.output {
         None => emit(&print(&made.graph))?,

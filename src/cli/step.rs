@@ -8,6 +8,7 @@ use basisopt_ir::infer::infer;
 use basisopt_ir::{Dim, Graph, ValueId};
 use basisopt_onnx::{Model, export_new};
 use basisopt_passes::{Globs, cost, logits};
+use basisopt_train::batch;
 use basisopt_train::differentiate::frontier;
 use basisopt_train::step::{Step, StepLoss, StepRequest, step};
 use serde::Serialize;
@@ -86,6 +87,15 @@ struct Pair {
     output: String,
 }
 
+/// Opens a batch that the file fixes at one.
+///
+/// # Errors
+/// If the network computes with its size.
+pub(crate) fn open(graph: &mut Graph) -> anyhow::Result<()> {
+    infer(graph)?;
+    Ok(batch::open_batch(graph)?)
+}
+
 /// The step of a network whose constants are folded.
 ///
 /// # Errors
@@ -98,7 +108,7 @@ pub(crate) fn make(
     parameters: Vec<String>,
 ) -> anyhow::Result<Step> {
     let mut graph = network.clone();
-    open_batch(&mut graph, dims);
+    pin(&mut graph, dims);
     infer(&mut graph)?;
     let name = |v: ValueId| graph.value(v).name.clone();
     let scores = || {
@@ -144,7 +154,7 @@ pub(crate) fn make(
 }
 
 /// Sizes as given, a batch without a name called N.
-fn open_batch(graph: &mut Graph, dims: &[(String, usize)]) {
+fn pin(graph: &mut Graph, dims: &[(String, usize)]) {
     for node in graph.inputs().to_vec() {
         let value = ValueId::of(node);
         let basisopt_ir::graph::Value { name, ty } = graph.value(value).clone();

@@ -5,6 +5,7 @@
 //! | [`mod@differentiate`] | graph to graph: rules per operator, joined by a reverse walk |
 //! | [`mod@lower`] | a gradient graph in the operators that ONNX has |
 //! | [`mod@step`] | a step of training as one graph: network, loss, gradients |
+//! | [`batch`] | opens a batch that a file fixes at one |
 //! | [`loss`] | losses, as nodes of the graph |
 //! | [`exec`] | the executor: a graph compiled into steps on lane tensors |
 //! | [`task`] | what is trained, and towards what |
@@ -17,6 +18,7 @@
 //! | [`fit`] | a run: epochs, validation, checkpoints, recovery |
 //! | [`watch`] | what a run is told, and what it tells |
 
+pub mod batch;
 pub mod checkpoint;
 pub mod differentiate;
 pub mod examples;
