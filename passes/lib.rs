@@ -68,7 +68,7 @@ pub use fold_constants::INFO as FOLD_CONSTANTS;
 pub use freeze_weights::INFO as FREEZE_WEIGHTS;
 pub use merge_factors::INFO as MERGE_FACTORS;
 pub use reconstruct::INFO as RECONSTRUCT;
-pub use training::{meets_goal, n_classes};
+pub use training::{logits, meets_goal, n_classes};
 
 /// The built-in passes, in the order in which they are usually run.
 pub const BUILTIN: &[&PassInfo] = &[

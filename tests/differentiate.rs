@@ -14,13 +14,14 @@ mod common;
 
 use basisopt::ir::infer::infer;
 use basisopt::ir::op::Op;
-use basisopt::ir::{Graph, ValueId, parse, print, verify};
+use basisopt::ir::{Graph, parse, print, verify};
 use basisopt::passes::Executor;
 use basisopt::train::differentiate::{Differentiated, Request, differentiate};
 use basisopt::train::exec::{Plan, Program};
 use common::FreshExecutor;
+use common::fixtures::{cases, numbers, parameters};
 use libtest_mimic::{Arguments, Failed, Trial};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Images that a program runs side by side.
 const LANES: usize = 16;
@@ -29,11 +30,7 @@ const STEP: f64 = 1e-5;
 
 fn main() {
     let arguments = Arguments::from_args();
-    let dir = common::root().join("fixtures/differentiate");
-    let mut cases: Vec<PathBuf> =
-        std::fs::read_dir(&dir).map(|d| d.filter_map(|e| Some(e.ok()?.path())).collect()).unwrap_or_default();
-    cases.retain(|p| p.extension().is_some_and(|e| e == "bir"));
-    cases.sort();
+    let cases = cases();
     let mut trials = vec![Trial::test("there are fixtures", {
         let n = cases.len();
         move || if n > 50 { Ok(()) } else { Err(format!("only {n}").into()) }
@@ -50,15 +47,7 @@ fn run_case(path: &Path) -> Result<(), Failed> {
     let mut graph = parse::parse(&text).map_err(|e| e.to_string())?;
     infer(&mut graph)?;
     verify(&graph).map_err(|v| v.to_string())?;
-    let parameters: Vec<ValueId> = graph
-        .topological()
-        .into_iter()
-        .map(ValueId::of)
-        .filter(|&v| graph.constant(v).is_some_and(|t| t.dtype().is_float()))
-        .collect();
-    // What has no gradient by nature: statistics that are given, bounds, exponents, scales.
-    let parameters: Vec<ValueId> = parameters.into_iter().filter(|&v| is_differentiable(&graph, v)).collect();
-    let request = Request { targets: graph.outputs().to_vec(), parameters };
+    let request = Request { targets: graph.outputs().to_vec(), parameters: parameters(&graph) };
     let mut derived = differentiate(&graph, &request)?;
     infer(&mut derived.graph)?;
     verify(&derived.graph).map_err(|v| v.to_string())?;
@@ -75,15 +64,6 @@ fn run_case(path: &Path) -> Result<(), Failed> {
     check_forward(&graph)
 }
 
-fn is_differentiable(graph: &Graph, value: ValueId) -> bool {
-    graph.uses(value).iter().all(|u| match graph.node(u.node).op {
-        Op::BatchNormalization(_) => u.slot < 3,
-        Op::Clip(_) | Op::Pow(_) | Op::Resize(_) => u.slot == 0,
-        Op::Greater(_) | Op::Less(_) => false,
-        _ => true,
-    })
-}
-
 fn snapshot(path: &Path, derived: &Differentiated, printed: &str) {
     let name = path.file_stem().unwrap_or_default().to_string_lossy();
     let summed: Vec<&str> = derived.summed.iter().map(String::as_str).collect();
@@ -94,19 +74,6 @@ fn snapshot(path: &Path, derived: &Differentiated, printed: &str) {
     }, {
         insta::assert_snapshot!(name.as_ref(), format!("summed over the batch: {}\n{printed}", summed.join(", ")));
     });
-}
-
-/// Numbers in ±1.
-fn numbers(seed: u64, n: usize) -> Vec<f64> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    (0..n)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-        })
-        .collect()
 }
 
 /// ⟨gradient, d⟩ against (L(θ + hd) − L(θ − hd))/2h, for a random direction d in all parameters at once and for one

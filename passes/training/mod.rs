@@ -77,8 +77,9 @@ pub(crate) fn corresponds(network: &Graph, value: ValueId, original: &Graph) -> 
     })
 }
 
-/// The scores of classes, before softmax: the only output, or the only one that looks like it.
-pub(crate) fn logits(graph: &Graph) -> Option<ValueId> {
+/// The scores of classes, before softmax: the only output, or the only one that looks like it. All sizes are to be known
+/// and inferred, the batch too.
+pub fn logits(graph: &Graph) -> Option<ValueId> {
     let scores = |v: &ValueId| {
         let ty = &graph.value(*v).ty;
         let shape = ty.static_shape().filter(|_| ty.dtype.is_none_or(DType::is_float))?;

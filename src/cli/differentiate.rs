@@ -1,13 +1,15 @@
 //! `differentiate`: the gradient of a network as a graph, and what a step of training costs.
 
 use crate::network::RunArgs;
+use crate::step::{self, LossArg, NormArg};
 use crate::table::{Format, emit, json, si};
-use crate::work::bytes;
+use crate::work::{bytes, check_outputs};
 use crate::{Globals, Usage, network};
 use anyhow::{Context as _, anyhow};
 use basisopt_ir::infer::infer;
 use basisopt_ir::print::print;
 use basisopt_ir::{Graph, ValueId};
+use basisopt_onnx::Model;
 use basisopt_passes::{Globs, Manager, NoObserver, Pipeline, Registry, cost, trainable};
 use basisopt_train::differentiate::{Request, differentiate, frontier};
 use basisopt_train::examples::Chunk;
@@ -30,7 +32,17 @@ Examples:
   basisopt differentiate m.onnx --time --batch 128 --threads 2
       images per second of forward, backward and update, and memory
 
-The gradient starts from an input NAME.seed beside each target NAME, and ends in outputs PARAMETER.grad.
+  basisopt differentiate small.onnx --loss labels -o step.onnx
+      a step of training for ONNX Runtime and others: network, loss and gradients in standard operators
+  basisopt differentiate small.onnx --loss distill:temperature=2 -o step.onnx
+      towards a teacher's logits, which are an input
+
+With --loss the graph has what a step of training needs. Inputs: the network's, and labels (i64[N]) for labels, the logits of a
+teacher for distill, VALUE.target for match (outputs, or match=VALUES). Weights are inputs with a default. Outputs: the
+network's, loss (the mean over the batch), NAME.grad of each weight NAME. docs/training-elsewhere.md has complete scripts;
+load-weights puts weights back.
+
+Without --loss the gradient starts from an input NAME.seed beside each target NAME, and ends in outputs PARAMETER.grad.
 Targets are the outputs, or the last values that have a gradient. Constants are folded first (freeze-weights,@clean).";
 
 /// What is done first.
@@ -49,6 +61,18 @@ pub(crate) struct Args {
     /// Print the network with its gradient as .bir text.
     #[arg(long)]
     print: bool,
+    /// Make a step of training in standard operators: labels, distill[:temperature=T] or match[=VALUES], globs joined by |.
+    #[arg(long, value_name = "LOSS", conflicts_with_all = ["until", "time", "batch"])]
+    loss: Option<LossArg>,
+    /// Write the step to this file.
+    #[arg(long, short, value_name = "FILE", requires = "loss", conflicts_with = "print")]
+    output: Option<PathBuf>,
+    /// Open the batch in the step, where the file fixes it at one.
+    #[arg(long, requires = "loss")]
+    open_batch: bool,
+    /// Statistics that batch normalisations use in the step.
+    #[arg(long, value_enum, value_name = "WHICH", requires = "loss", default_value = "given")]
+    norm: NormArg,
     /// Differentiate for the constants whose name matches (globs joined by |) [default: weights and biases].
     #[arg(long, value_name = "GLOBS")]
     of: Option<String>,
@@ -95,7 +119,13 @@ fn globs(flag: &str, text: &Option<String>) -> Result<Option<Globs>, Usage> {
     Globs::new(text).map(Some).ok_or_else(|| Usage(format!("{flag} {text}: these are no glob patterns")))
 }
 
-pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    if args.loss.is_some() && args.output.is_none() && !args.print {
+        return Err(Usage("--loss makes a step of training: name a file for it with -o, or --print it".to_owned()).into());
+    }
+    if let Some(output) = &args.output {
+        check_outputs(&[Some(&args.model)], &[("-o", Some(output))])?;
+    }
     let (of, until) = (globs("--of", &args.of)?, globs("--until", &args.until)?);
     let model = network::model(&args.model)?;
     let file = model.source().file().to_owned();
@@ -104,16 +134,13 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
     let mut graph = model.graph.clone();
     let pipeline = Pipeline::parse(CLEANING, &Registry::builtin())?;
     Manager::default().run(&mut graph, &pipeline, &mut NoObserver).with_context(|| file.clone())?;
+    if let Some(loss) = &args.loss {
+        return step(&args, &model, &graph, loss, of.as_ref(), globals);
+    }
     cost::pin(&mut graph, &args.run.dims);
     infer(&mut graph).with_context(|| file.clone())?;
     let name = |v: ValueId| graph.value(v).name.clone();
-    let mut parameters = trainable(&graph).map_err(|e| anyhow!("{file}: {e}"))?;
-    if let Some(of) = &of {
-        parameters.retain(|p| of.matches(p));
-        if parameters.is_empty() {
-            return Err(anyhow!("{file}: --of matches the name of no weight or bias"));
-        }
-    }
+    let parameters = parameters(&graph, of.as_ref()).with_context(|| file.clone())?;
     let of: Vec<ValueId> = parameters.iter().filter_map(|p| graph.find_value(p)).collect();
     let targets = match &until {
         Some(until) => {
@@ -150,6 +177,44 @@ pub(crate) fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
         Format::Json => json(&summary)?,
         Format::Text => text(&summary),
     })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names of the weights and biases that are asked for.
+fn parameters(graph: &Graph, of: Option<&Globs>) -> anyhow::Result<Vec<String>> {
+    let mut parameters = trainable(graph)?;
+    parameters.retain(|p| of.is_none_or(|of| of.matches(p)));
+    if parameters.is_empty() {
+        return Err(anyhow!("--of matches the name of no weight or bias"));
+    }
+    Ok(parameters)
+}
+
+/// A step of training as a model of its own, written or printed.
+fn step(
+    args: &Args,
+    model: &Model,
+    graph: &Graph,
+    loss: &LossArg,
+    of: Option<&Globs>,
+    globals: &Globals,
+) -> anyhow::Result<ExitCode> {
+    let file = model.source().file();
+    let mut graph = graph.clone();
+    let opened = if args.open_batch { step::open(&mut graph) } else { Ok(()) };
+    let made = opened.and_then(|()| parameters(&graph, of));
+    let made = made.and_then(|p| step::make(&graph, &args.run.dims, loss, args.norm, p));
+    let made = made.map_err(|e| if e.is::<Usage>() { e } else { e.context(file.to_owned()) })?;
+    match &args.output {
+        None => emit(&print(&made.graph))?,
+        Some(output) => {
+            let summary = step::write(&made, model, &args.model, output, globals)?;
+            emit(&match args.format {
+                Format::Json => json(&summary)?,
+                Format::Text => summary.text(),
+            })?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -19,6 +19,7 @@ mod engine;
 mod eval;
 mod host;
 mod inspect;
+mod load_weights;
 mod network;
 mod opt;
 mod passes;
@@ -29,6 +30,7 @@ mod print;
 mod profile_device;
 mod progress;
 mod snapshot;
+mod step;
 mod sweep;
 mod table;
 mod training;
@@ -78,8 +80,10 @@ enum Command {
     Print(print::Args),
     /// Show what differs between two networks, as text.
     Diff(diff::Args),
-    /// Show the gradient of a network as a graph, or time a step of training.
+    /// Show the gradient of a network as a graph, write a step of training as ONNX, or time one.
     Differentiate(differentiate::Args),
+    /// Put weights that were trained elsewhere back into a network.
+    LoadWeights(load_weights::Args),
     /// Run two networks on the same inputs and report how far their outputs are apart.
     Compare(compare::Args),
     /// Measure top-1 and top-5 accuracy on labelled images.
@@ -152,6 +156,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Print(args) => print::run(args, globals),
         Command::Diff(args) => diff::run(args, globals),
         Command::Differentiate(args) => differentiate::run(args, globals),
+        Command::LoadWeights(args) => load_weights::run(args, globals),
         Command::Compare(args) => compare::run(args, globals),
         Command::Eval(args) => eval::run(args, globals),
         Command::Bench(args) => bench::run(args, globals),

@@ -476,6 +476,16 @@ impl Graph {
         }
     }
 
+    /// Lets a caller override a constant: the opposite of [`Graph::freeze`].
+    pub fn unfreeze(&mut self, id: NodeId) {
+        if let Some(node) = self.dag.node_weight_mut(NodeIndex::new(id.index()))
+            && matches!(node.op, Op::Constant(_))
+        {
+            node.overridable = true;
+            self.revision += 1;
+        }
+    }
+
     /// Removes a node with the edges at it. Graph outputs that it produced are the caller's care.
     pub fn remove_node(&mut self, id: NodeId) -> Option<Node> {
         self.inputs.retain(|&i| i != id);

@@ -5,7 +5,7 @@
 //! and adds up the shares that a value gets. What comes out is a graph like any other: it can be printed, verified,
 //! cleaned by passes and compiled.
 
-mod builder;
+pub(crate) mod builder;
 mod linear;
 mod movement;
 mod normalise;
@@ -68,7 +68,7 @@ pub enum DifferentiateError {
 
 /// Why a rule gives up.
 #[derive(Debug)]
-enum Refused {
+pub(crate) enum Refused {
     /// Not for this operator, or not for these attributes.
     NoRule(&'static str),
     /// An unknown shape.

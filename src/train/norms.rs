@@ -19,7 +19,7 @@ use rayon::prelude::*;
 pub(crate) struct TrainingForm {
     pub graph: Graph,
     /// Mean and variance of the images at hand.
-    statistics: Vec<ValueId>,
+    pub statistics: Vec<ValueId>,
     /// Names of the constants that hold mean and variance of each.
     pub constants: Vec<String>,
 }

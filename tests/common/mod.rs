@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test program uses its part")]
 
+pub mod fixtures;
 pub mod program;
 
 use basisopt::ir::{Graph, Tensor};

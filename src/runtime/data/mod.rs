@@ -8,6 +8,7 @@ mod npy;
 pub mod preprocess;
 
 pub use config::ModelConfig;
+pub use npy::read_arrays;
 pub use preprocess::{Channels, Layout, Preprocess};
 
 use crate::{InputInfo, RuntimeError};

@@ -202,6 +202,31 @@ impl ArrayFile {
         Ok(ArrayReader { array: self, stream })
     }
 
+    /// The whole array.
+    pub(crate) fn tensor(&self) -> Result<Tensor, RuntimeError> {
+        let n: Option<usize> = self.shape.iter().try_fold(self.element.n_bytes(), |n, &d| n.checked_mul(d));
+        let n = n.ok_or_else(|| self.wrong("has more elements than memory can address"))?;
+        // Read as far as there is something, so that a few bytes cannot ask for all of the memory.
+        let mut bytes = Vec::new();
+        let read = match self.place {
+            Place::Plain(at) => {
+                let mut file = File::open(&self.path).map_err(RuntimeError::io(&self.path))?;
+                file.seek(SeekFrom::Start(at)).and_then(|_| file.take(n as u64).read_to_end(&mut bytes))
+            }
+            Place::Deflated { .. } => self.inflate()?.0.take(n as u64).read_to_end(&mut bytes),
+        };
+        read.map_err(|e| self.wrong(&format!("cannot be read: {e}")))?;
+        if bytes.len() != n {
+            return Err(self.wrong(&format!(
+                "of shape {:?} is cut short: {} of {n} bytes are there",
+                self.shape,
+                bytes.len()
+            )));
+        }
+        Tensor::from_bytes(self.element.dtype(), self.shape.clone(), bytes.into())
+            .map_err(|e| self.wrong(&e.to_string()))
+    }
+
     /// The whole array as integers: for labels, which are small.
     pub(crate) fn integers(&self) -> Result<Vec<i64>, RuntimeError> {
         if matches!(self.element, Element::F16 | Element::F32 | Element::F64) {
@@ -322,7 +347,32 @@ fn element(descriptor: &str) -> Option<Element> {
     })
 }
 
+/// The arrays of an `.npz` by name, in the order of the file, or the one of an `.npy`, whose name is empty.
+///
+/// # Errors
+/// If the file cannot be read, or an array is of a type or order that is not read here.
+pub fn read_arrays(path: &Path) -> Result<Vec<(String, Tensor)>, RuntimeError> {
+    let keys = keys(path)?.unwrap_or_else(|| vec![String::new()]);
+    keys.into_iter().map(|key| Ok((key.clone(), ArrayFile::open(path, &key)?.tensor()?))).collect()
+}
+
 impl Element {
+    fn dtype(self) -> DType {
+        match self {
+            Self::U8 => DType::U8,
+            Self::I8 => DType::I8,
+            Self::U16 => DType::U16,
+            Self::I16 => DType::I16,
+            Self::U32 => DType::U32,
+            Self::I32 => DType::I32,
+            Self::U64 => DType::U64,
+            Self::I64 => DType::I64,
+            Self::F16 => DType::F16,
+            Self::F32 => DType::F32,
+            Self::F64 => DType::F64,
+        }
+    }
+
     fn n_bytes(self) -> usize {
         match self {
             Self::U8 | Self::I8 => 1,

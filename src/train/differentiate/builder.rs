@@ -7,7 +7,7 @@ use basisopt_ir::{DType, Dim, Graph, NodeId, Tensor, ValueId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A graph that grows.
-pub(super) struct Builder {
+pub(crate) struct Builder {
     pub graph: Graph,
     /// Name that new values derive from.
     base: String,
@@ -16,7 +16,7 @@ pub(super) struct Builder {
 }
 
 /// The shape noted on a value.
-pub(super) fn dims(graph: &Graph, value: ValueId) -> Result<Vec<Dim>, Refused> {
+pub(crate) fn dims(graph: &Graph, value: ValueId) -> Result<Vec<Dim>, Refused> {
     graph.value(value).ty.shape.clone().ok_or(Refused::Shape(value))
 }
 

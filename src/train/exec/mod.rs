@@ -5,6 +5,7 @@ mod compile;
 mod fuse;
 mod kernel;
 mod ops;
+pub(crate) use ops::resize;
 
 mod program;
 mod units;

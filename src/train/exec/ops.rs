@@ -5,7 +5,7 @@ mod movement;
 mod normalise;
 mod pointwise;
 mod reduce;
-mod resize;
+pub(crate) mod resize;
 mod window;
 
 use super::kernel::{Kernel, Spec, Unsupported};

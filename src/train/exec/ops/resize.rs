@@ -32,7 +32,7 @@ impl<T: Real> Kernel<T> for Interpolation {
 }
 
 /// One axis: by output index, input indices and weights.
-type Axis = Vec<Vec<(usize, f64)>>;
+pub(crate) type Axis = Vec<Vec<(usize, f64)>>;
 
 fn axis(op: &op::Resize, input: usize, output: usize, scale: f64) -> Result<Axis, Unsupported> {
     let (n, m) = (input as f64, output as f64);
@@ -93,6 +93,38 @@ fn axis(op: &op::Resize, input: usize, output: usize, scale: f64) -> Result<Axis
     Ok(all)
 }
 
+/// What a resize of x to y does along each axis, `None` where nothing; scales are those that the node is given, if any.
+/// Only axes that are resized must be of known size.
+///
+/// # Errors
+/// Where a size is not known, or the attributes have no kernel.
+pub(crate) fn tables(
+    op: &op::Resize,
+    scales: &[f64],
+    x: &[Option<usize>],
+    y: &[Option<usize>],
+) -> Result<Vec<Option<Axis>>, Unsupported> {
+    if op.antialias == 1 || op.exclude_outside == 1 {
+        return Err(Unsupported("antialias or exclude_outside".to_owned()));
+    }
+    let axes: Vec<i64> = op.axes.clone().unwrap_or_else(|| (0..x.len() as i64).collect());
+    let rank = x.len() as i64;
+    let mut tables = Vec::with_capacity(x.len());
+    for (a, sizes) in x.iter().zip(y).enumerate() {
+        let listed = axes.iter().position(|&l| l == a as i64 || l + rank == a as i64);
+        let given = listed.and_then(|i| scales.get(i).copied());
+        tables.push(match (listed, sizes) {
+            (None, _) | (_, (None, None)) if given.is_none_or(|s| s == 1.0) => None,
+            (_, (&Some(n), &Some(m))) => {
+                let scale = given.unwrap_or(m as f64 / n as f64);
+                if n != m || scale != 1.0 { Some(axis(op, n, m, scale)?) } else { None }
+            }
+            _ => return Err(Unsupported("an axis of a size that is not known (--dim)".to_owned())),
+        });
+    }
+    Ok(tables)
+}
+
 /// Where the sources of each output element begin, and the sources with their weights.
 type Sources = (Vec<u32>, Vec<(u32, f64)>);
 
@@ -104,24 +136,14 @@ fn interpolation(
     x: &[usize],
     y: &[usize],
 ) -> Result<Sources, Unsupported> {
-    if op.antialias == 1 || op.exclude_outside == 1 {
-        return Err(Unsupported("antialias or exclude_outside".to_owned()));
-    }
     let given = match spec.inputs.get(scales_slot) {
         Some(Some(o)) if o.shape.iter().product::<usize>() > 0 => known(spec, scales_slot)?,
         _ => vec![],
     };
-    let axes: Vec<i64> = op.axes.clone().unwrap_or_else(|| (0..x.len() as i64).collect());
-    let rank = x.len() as i64;
-    let mut tables = Vec::with_capacity(x.len());
-    for (a, (&n, &m)) in x.iter().zip(y).enumerate() {
-        let listed = axes.iter().position(|&l| l == a as i64 || l + rank == a as i64);
-        let scale = listed.and_then(|i| given.get(i).copied()).unwrap_or(m as f64 / n as f64);
-        tables.push(match listed {
-            Some(_) if n != m || scale != 1.0 => axis(op, n, m, scale)?,
-            _ => (0..m).map(|i| vec![(i, 1.0)]).collect(),
-        });
-    }
+    let sizes = |shape: &[usize]| shape.iter().map(|&d| Some(d)).collect::<Vec<_>>();
+    let moved = tables(op, &given, &sizes(x), &sizes(y))?;
+    let same = |m: usize| (0..m).map(|i| vec![(i, 1.0)]).collect();
+    let tables: Vec<Axis> = moved.into_iter().zip(y).map(|(t, &m)| t.unwrap_or_else(|| same(m))).collect();
     let (mut starts, mut parts) = (vec![0u32], Vec::new());
     let mut index = vec![0usize; y.len()];
     for _ in 0..y.iter().product::<usize>() {
