@@ -85,7 +85,11 @@ pub fn difference(a: &[Tensor], b: &[Tensor]) -> Result<f64, Box<dyn Error>> {
         let (a, b) = (a.cast_to::<f64>()?, b.cast_to::<f64>()?);
         let (a, b) = (a.try_as_plain_ram()?, b.try_as_plain_ram()?);
         let (a, b) = (a.as_slice::<f64>()?, b.as_slice::<f64>()?);
-        let scale = a.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        // Maxima pass over what is not a number.
+        if a.iter().chain(b).any(|v| !v.is_finite()) {
+            return Err("an output is not finite".into());
+        }
+        let scale = a.iter().fold(f64::MIN_POSITIVE, |m, v| m.max(v.abs()));
         let moved = a.iter().zip(b).fold(0.0f64, |m, (a, b)| m.max((a - b).abs()));
         largest = largest.max(moved / scale);
     }

@@ -133,6 +133,8 @@ pub fn difference(a: &[Tensor], b: &[Tensor]) -> f32 {
         let (a, b) = (a.as_slice::<f32>().unwrap(), b.as_slice::<f32>().unwrap());
         let scale = a.iter().fold(0.0f32, |m, v| m.max(v.abs()));
         assert!(scale > 0.0, "an output of zeros says nothing");
+        // Maxima pass over what is not a number.
+        assert!(a.iter().chain(b).all(|v| v.is_finite()), "an output is not finite");
         a.iter().zip(b).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / scale
     };
     a.iter().zip(b).map(of).fold(0.0, f32::max)
