@@ -45,7 +45,9 @@ fn npz(arrays: &[(&str, &Tensor)]) -> Vec<u8> {
         let mut crc = crc32(&data).to_le_bytes().to_vec();
         let size = u32::try_from(data.len()).unwrap().to_le_bytes();
         crc.extend([size, size].concat());
-        let common = [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &crc, &(name.len() as u16).to_le_bytes(), &[0, 0]].concat();
+        let common =
+            [&[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &crc, &(name.len() as u16).to_le_bytes(), &[0, 0]]
+                .concat();
         let at = u32::try_from(out.len()).unwrap();
         out.extend([&b"PK\x03\x04"[..], &common, name.as_bytes(), &data].concat());
         let tail = [&[0; 10][..], &at.to_le_bytes()].concat();

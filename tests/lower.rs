@@ -13,8 +13,8 @@
 mod common;
 
 use basisopt::ir::infer::infer;
-use basisopt::passes::cost;
 use basisopt::ir::{DType, Graph, Tensor, ValueId, parse, verify};
+use basisopt::passes::cost;
 use basisopt::runtime::{LoadOptions, Session, Source};
 use basisopt::train::differentiate::{Differentiated, Request, differentiate};
 use basisopt::train::exec::{Plan, Program};
@@ -243,14 +243,18 @@ fn gradient(graph: &Graph) -> Result<Differentiated, Failed> {
     Ok(derived)
 }
 
+/// By input or output, one image behind the other.
+type Values = Vec<Vec<f64>>;
+
 /// What the trainer was given, and the outputs and summed gradients that it computes, for this many images.
-fn trainer(graph: &Graph, batch: usize) -> Result<(Vec<Vec<f64>>, Vec<Vec<f64>>), Failed> {
+fn trainer(graph: &Graph, batch: usize) -> Result<(Values, Values), Failed> {
     let derived = gradient(graph)?;
     let n_targets = graph.outputs().len();
     let plan = Plan { parameters: derived.parameters.clone(), summed: derived.summed.clone() };
     let program: Program<f64> = Program::compile(&derived.graph, &plan)?;
     let ports = program.inputs().iter().enumerate();
-    let mut inputs: Vec<Vec<f64>> = ports.map(|(i, port)| numbers(7 + i as u64, port.len() * LANES)).collect();
+    let mut inputs: Vec<Vec<f64>> =
+        ports.map(|(i, port)| numbers(7 + i as u64, port.len() * LANES)).collect();
     // Lanes beyond the batch have no share in the gradient.
     for seed in inputs.iter_mut().skip(graph.inputs().len()) {
         seed.iter_mut().enumerate().filter(|(i, _)| i % LANES >= batch).for_each(|(_, v)| *v = 0.0);
@@ -309,7 +313,9 @@ fn agrees(text: &str) -> Result<(), Failed> {
         let off = off.fold(0.0f64, |m, v| if v.is_nan() { f64::INFINITY } else { m.max(v) });
         if found.len() != expected.len() || !(off <= 1e-4) {
             let name = &lowered.value(value).name;
-            return Err(format!("{name}: off by {off:e}, {} for {} values", found.len(), expected.len()).into());
+            return Err(
+                format!("{name}: off by {off:e}, {} for {} values", found.len(), expected.len()).into()
+            );
         }
     }
     Ok(())

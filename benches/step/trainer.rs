@@ -133,8 +133,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             out.floats("exact", &name, &gradient)?;
         }
     }
-    let summary =
-        json!({ "loss": tally.mean_loss(), "exact_loss": exact_loss, "images": n_images, "files": out.files });
+    let summary = json!({ "loss": tally.mean_loss(), "exact_loss": exact_loss, "images": n_images, "files": out.files });
     std::fs::write(out.folder.join("step.json"), serde_json::to_string_pretty(&summary)?)?;
     println!("{} gradients, loss {}", gradients.len(), tally.mean_loss());
     Ok(())
@@ -171,7 +170,8 @@ fn moved(
         let values: Vec<f64> =
             old.to_f64s()?.iter().zip(noise).map(|(&v, n)| value(i, old.shape(), v, n)).collect();
         let mut rewrite = Rewrite::at(at.node);
-        let new = rewrite.constant(name.clone(), Tensor::from_f64s(old.dtype(), old.shape().to_vec(), &values)?);
+        let new =
+            rewrite.constant(name.clone(), Tensor::from_f64s(old.dtype(), old.shape().to_vec(), &values)?);
         rewrite.replace(at, new);
         rewrite.apply(&mut moved)?;
     }
@@ -222,7 +222,8 @@ fn in_double_precision(
                 let mut part = teacher.clone();
                 part.set_outputs(&[value]);
                 let program: Program<f32> = Program::compile(&part, &Plan::default())?;
-                let (shared, mut workspace, mut sums) = (program.shared(), program.workspace(), program.sums());
+                let (shared, mut workspace, mut sums) =
+                    (program.shared(), program.workspace(), program.sums());
                 program.run(&[lanes], &shared, &mut workspace, &mut sums);
                 let values = program.output(0, &workspace).ok_or("a target that is no image's")?;
                 values.iter().map(|&v| f64::from(v)).collect()

@@ -121,7 +121,10 @@ fn globs(flag: &str, text: &Option<String>) -> Result<Option<Globs>, Usage> {
 
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     if args.loss.is_some() && args.output.is_none() && !args.print {
-        return Err(Usage("--loss makes a step of training: name a file for it with -o, or --print it".to_owned()).into());
+        return Err(Usage(
+            "--loss makes a step of training: name a file for it with -o, or --print it".to_owned(),
+        )
+        .into());
     }
     if let Some(output) = &args.output {
         check_outputs(&[Some(&args.model)], &[("-o", Some(output))])?;

@@ -41,7 +41,9 @@ impl FromStr for LossArg {
             "match" => Ok(Self::Match { values: None }),
             _ => match (text.strip_prefix("distill:temperature="), text.strip_prefix("match=")) {
                 (Some(t), _) => Ok(Self::Distill { temperature: temperature(t)? }),
-                (_, Some(values)) if !values.is_empty() => Ok(Self::Match { values: Some(values.to_owned()) }),
+                (_, Some(values)) if !values.is_empty() => {
+                    Ok(Self::Match { values: Some(values.to_owned()) })
+                }
                 _ => Err(expected.to_owned()),
             },
         }
@@ -125,7 +127,8 @@ pub(crate) fn make(
             StepLoss::Distill { logits: scores()?, temperature: *temperature }
         }
         LossArg::Match { values: Some(text) } => {
-            let globs = Globs::new(text).ok_or_else(|| Usage(format!("--loss match={text}: no glob patterns")))?;
+            let globs =
+                Globs::new(text).ok_or_else(|| Usage(format!("--loss match={text}: no glob patterns")))?;
             let ids = graph.topological().into_iter().filter(|&id| !graph.node(id).op.is_source());
             let values: Vec<String> = ids.map(ValueId::of).map(name).filter(|n| globs.matches(n)).collect();
             if values.is_empty() {
@@ -176,7 +179,13 @@ fn pin(graph: &mut Graph, dims: &[(String, usize)]) {
 ///
 /// # Errors
 /// If the disk refuses, or the step is more than a file can hold.
-pub(crate) fn write(step: &Step, model: &Model, input: &Path, output: &Path, globals: &Globals) -> anyhow::Result<Summary> {
+pub(crate) fn write(
+    step: &Step,
+    model: &Model,
+    input: &Path,
+    output: &Path,
+    globals: &Globals,
+) -> anyhow::Result<Summary> {
     let file = output.display().to_string();
     check_output(input, output)?;
     let encoded = export_new(&step.graph).with_context(|| file.clone())?;
@@ -212,10 +221,12 @@ pub(crate) fn write(step: &Step, model: &Model, input: &Path, output: &Path, glo
 /// What somebody should know who takes weights back.
 fn notes(step: &Step, model: &Model) {
     let original = &model.graph;
-    let is_constant = |name: &str| original.find_value(name).is_some_and(|v| {
-        let op = &original.node(v.node).op;
-        matches!(op, basisopt_ir::Op::Constant(_)) || original.constant_value(v).is_some()
-    });
+    let is_constant = |name: &str| {
+        original.find_value(name).is_some_and(|v| {
+            let op = &original.node(v.node).op;
+            matches!(op, basisopt_ir::Op::Constant(_)) || original.constant_value(v).is_some()
+        })
+    };
     let computed: Vec<&str> =
         step.parameters.iter().map(|(name, _)| name.as_str()).filter(|name| !is_constant(name)).collect();
     if !computed.is_empty() {
@@ -236,7 +247,9 @@ fn type_words(ty: &ValueType) -> String {
 impl Summary {
     /// As text.
     pub(crate) fn text(&self) -> String {
-        let list = |ports: &[Port]| ports.iter().map(|p| format!("{} {}", p.name, p.ty)).collect::<Vec<_>>().join(", ");
+        let list = |ports: &[Port]| {
+            ports.iter().map(|p| format!("{} {}", p.name, p.ty)).collect::<Vec<_>>().join(", ")
+        };
         let mut out = format!("wrote {}: {}, operator set {}\n", self.file, bytes(self.bytes), self.opset);
         out += &format!("inputs: {}; {}\n", list(&self.inputs), list(&self.targets));
         out += &format!("outputs: {}; {}\n", list(&self.outputs), self.loss);
@@ -253,7 +266,10 @@ impl Summary {
         }
         out += "\n";
         if !self.statistics.is_empty() {
-            out += &format!("statistics of the batch for {} are outputs NAME.batch\n", count(self.statistics.len(), "constant"));
+            out += &format!(
+                "statistics of the batch for {} are outputs NAME.batch\n",
+                count(self.statistics.len(), "constant")
+            );
         }
         if !self.without_effect.is_empty() {
             out += &format!("without effect: {}\n", self.without_effect.join(", "));

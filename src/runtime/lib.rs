@@ -36,7 +36,8 @@ pub mod source;
 pub use bench::{BenchOptions, BenchProgress, BenchResult, MemoryUse, bench, measure_memory};
 pub use compare::{OutputDiff, all_close, compare};
 pub use data::{
-    Batch, Batches, Channels, Dataset, DatasetOptions, LabelSource, Layout, ModelConfig, Preprocess, read_arrays,
+    Batch, Batches, Channels, Dataset, DatasetOptions, LabelSource, Layout, ModelConfig, Preprocess,
+    read_arrays,
 };
 pub use error::RuntimeError;
 pub use eval::{AgreementReport, EvalReport, agreement, evaluate};

@@ -27,7 +27,9 @@ pub enum BatchError {
         shape: String,
     },
     /// A value of images that does not begin with the batch.
-    #[error("the batch is built into the network: with an open one {name:?} has the shape {shape}; export it anew")]
+    #[error(
+        "the batch is built into the network: with an open one {name:?} has the shape {shape}; export it anew"
+    )]
     Lost {
         /// Its name.
         name: String,
@@ -102,7 +104,10 @@ pub fn open_batch(graph: &mut Graph) -> Result<(), BatchError> {
             // Sizes are integers; what images are is not.
             if ty.dtype.is_none_or(DType::is_float) {
                 if first(graph, value).as_ref() != Some(&batch) {
-                    return Err(BatchError::Lost { name: graph.value(value).name.clone(), shape: words(graph, value) });
+                    return Err(BatchError::Lost {
+                        name: graph.value(value).name.clone(),
+                        shape: words(graph, value),
+                    });
                 }
                 from_input.insert(value);
             }

@@ -109,7 +109,10 @@ impl Unfit {
         let reason = match self {
             Self::Because(reason) => reason,
             Self::Size(v) => {
-                format!("a size of {:?} is not known; fix the sizes of the inputs (--dim)", graph.value(v).name)
+                format!(
+                    "a size of {:?} is not known; fix the sizes of the inputs (--dim)",
+                    graph.value(v).name
+                )
             }
         };
         let node = graph.node(id);

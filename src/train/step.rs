@@ -137,7 +137,8 @@ pub fn step(network: &Graph, request: &StepRequest) -> Result<Step, StepError> {
     graph.ir_version = graph.ir_version.max(IR_VERSION);
     let form = TrainingForm::new(&graph, &request.norms)?;
     let mut graph = form.graph;
-    let find = |graph: &Graph, name: &str| graph.find_value(name).ok_or_else(|| StepError::NoValue(name.to_owned()));
+    let find =
+        |graph: &Graph, name: &str| graph.find_value(name).ok_or_else(|| StepError::NoValue(name.to_owned()));
     let outputs = graph.outputs().to_vec();
 
     let terms = match &request.loss {
@@ -215,7 +216,9 @@ pub fn step(network: &Graph, request: &StepRequest) -> Result<Step, StepError> {
 fn write_out(graph: &mut Graph, parameters: &[String]) -> Result<(), StepError> {
     for name in parameters {
         let Some(value) = graph.find_value(name) else { continue };
-        if let (Op::ConstantOfShape(_), Some(tensor)) = (&graph.node(value.node).op, graph.constant_value(value)) {
+        if let (Op::ConstantOfShape(_), Some(tensor)) =
+            (&graph.node(value.node).op, graph.constant_value(value))
+        {
             let mut rewrite = Rewrite::at(value.node);
             let constant = rewrite.constant(name.clone(), tensor);
             rewrite.replace(value, constant);

@@ -4,9 +4,9 @@ use super::nodes::{Spread, size, sizes};
 use super::{At, Unfit};
 use crate::differentiate::builder::Builder;
 use crate::exec::resize;
+use basisopt_ir::ValueId;
 use basisopt_ir::attr::{Attr, Attrs};
 use basisopt_ir::op::{self, Op, Opaque};
-use basisopt_ir::ValueId;
 use bytes::Bytes;
 
 /// The integers of an input that must be constant, or of the attribute that older operator sets have.
@@ -16,7 +16,9 @@ fn ints(b: &Builder, at: &At, attr: &Option<Vec<i64>>, slot: usize) -> Result<Op
     }
     let Some(value) = at.inputs.get(slot).copied().flatten() else { return Ok(None) };
     let list = b.graph.constant_value(value).and_then(|t| t.to_i64s().ok());
-    list.map(Some).ok_or_else(|| Unfit::because(format!("bounds {:?} that are not constant", b.graph.value(value).name)))
+    list.map(Some).ok_or_else(|| {
+        Unfit::because(format!("bounds {:?} that are not constant", b.graph.value(value).name))
+    })
 }
 
 fn axis(axis: i64, rank: usize) -> Result<usize, Unfit> {
@@ -37,8 +39,9 @@ pub(super) fn slice_grad(b: &mut Builder, at: &At, op: &op::SliceGrad) -> Result
     let (mut flipped, mut out) = (Vec::new(), dy);
     for ((&start, &a), &step) in starts.iter().zip(&axes).zip(&steps) {
         let axis = axis(a, rank)?;
-        if whole.get(axis) == Some(&None) && b.graph.value(x).ty.shape.as_ref().map(|s| &s[axis])
-            == b.graph.value(dy).ty.shape.as_ref().map(|s| &s[axis])
+        if whole.get(axis) == Some(&None)
+            && b.graph.value(x).ty.shape.as_ref().map(|s| &s[axis])
+                == b.graph.value(dy).ty.shape.as_ref().map(|s| &s[axis])
             && start == 0
             && step == 1
         {
@@ -92,7 +95,8 @@ pub(super) fn gather_grad(b: &mut Builder, at: &At, op: &op::GatherGrad) -> Resu
     let mut attrs = Attrs::new();
     attrs.set("axis", Attr::Int(axis as i64));
     attrs.set("reduction", Attr::Str(Bytes::from_static(b"add")));
-    let scatter = Opaque { domain: String::new(), op_type: "ScatterElements".to_owned(), attrs, n_captures: 0 };
+    let scatter =
+        Opaque { domain: String::new(), op_type: "ScatterElements".to_owned(), attrs, n_captures: 0 };
     let out = b.node(Op::Opaque(scatter), &[zeros, indices, dy]);
     let ty = b.graph.value(x).ty.clone();
     b.graph.set_type(out, ty);

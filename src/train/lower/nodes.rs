@@ -53,7 +53,8 @@ impl WindowAttrs<'_> {
                 return Ok(vec![default; n]);
             }
             let list: Option<Vec<usize>> = list.iter().map(|&v| usize::try_from(v).ok()).collect();
-            list.filter(|l| l.len() == n).ok_or_else(|| Unfit::because("its window has not as many axes as its input"))
+            list.filter(|l| l.len() == n)
+                .ok_or_else(|| Unfit::because("its window has not as many axes as its input"))
         };
         let strides = per_axis(self.strides, 1, n)?;
         let dilations = per_axis(self.dilations, 1, n)?;
@@ -180,9 +181,15 @@ impl Builder {
     }
 
     /// A constant of the type of `like`.
-    pub(super) fn floats(&mut self, shape: &[usize], values: &[f64], like: ValueId) -> Result<ValueId, Unfit> {
+    pub(super) fn floats(
+        &mut self,
+        shape: &[usize],
+        values: &[f64],
+        like: ValueId,
+    ) -> Result<ValueId, Unfit> {
         let dtype = self.graph.value(like).ty.dtype.unwrap_or(DType::F32);
-        let tensor = Tensor::from_f64s(dtype, shape.to_vec(), values).map_err(|e| Unfit::because(e.to_string()))?;
+        let tensor =
+            Tensor::from_f64s(dtype, shape.to_vec(), values).map_err(|e| Unfit::because(e.to_string()))?;
         let name = self.graph.unused_value_name("grad.table");
         Ok(self.graph.add_constant(name, tensor))
     }

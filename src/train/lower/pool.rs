@@ -98,6 +98,7 @@ pub(super) fn average_grad(b: &mut Builder, at: &At, op: &op::AveragePoolGrad) -
 /// Places of a window that count: inside of the input, or of its padding too. Beyond that there is nothing to count:
 /// rounding up makes such windows.
 fn counted(w: &Window, position: usize, padding: bool) -> usize {
-    let (low, high) = if padding { (0, w.before + w.input + w.after) } else { (w.before, w.before + w.input) };
+    let (low, high) =
+        if padding { (0, w.before + w.input + w.after) } else { (w.before, w.before + w.input) };
     (0..w.kernel).map(|k| position * w.stride + k * w.dilation).filter(|i| (low..high).contains(i)).count()
 }

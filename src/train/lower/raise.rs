@@ -174,11 +174,12 @@ impl<'g> Writer<'g> {
 
     /// The shape of the second operand whose axes begin at this one of the first, aligned at the end.
     fn aligned(&self, axis: i64) -> Option<Vec<i64>> {
-        let rank = |slot| Some(self.graph.value(self.graph.node_input(self.id, slot)?).ty.shape.clone()?);
-        let (l, r) = (rank(0)?, rank(1)?);
+        let shape = |slot| self.graph.value(self.graph.node_input(self.id, slot)?).ty.shape.clone();
+        let (l, r) = (shape(0)?, shape(1)?);
         let axis = usize::try_from(if axis < 0 { axis + l.len() as i64 } else { axis }).ok()?;
         let behind = l.len().checked_sub(axis + r.len())?;
-        let mut shape = r.iter().map(|d| d.known().and_then(|d| i64::try_from(d).ok())).collect::<Option<Vec<_>>>()?;
+        let mut shape =
+            r.iter().map(|d| d.known().and_then(|d| i64::try_from(d).ok())).collect::<Option<Vec<_>>>()?;
         shape.extend(vec![1; behind]);
         Some(shape)
     }
@@ -268,7 +269,8 @@ fn newer(graph: &Graph, id: NodeId, op: &Op) -> Newer {
         Op::BatchNormalization(op) if op.spatial == 0 => Newer::None("statistics by position"),
         Op::BatchNormalization(op) if graph.opset < 14 => {
             let inputs = w.inputs.clone();
-            let op = op::BatchNormalization { epsilon: op.epsilon, momentum: op.momentum, ..Default::default() };
+            let op =
+                op::BatchNormalization { epsilon: op.epsilon, momentum: op.momentum, ..Default::default() };
             w.by(op, &inputs)
         }
         Op::InstanceNormalization(op) if op.consumed_inputs.is_some() => {
