@@ -106,8 +106,8 @@ pub(crate) struct Options {
     pub tolerance: Option<f64>,
     pub flags: u64,
     pub world: Arc<World>,
-    dims: Vec<(String, usize)>,
-    batch: Option<usize>,
+    pub dims: Vec<(String, usize)>,
+    pub batch: Option<usize>,
 }
 
 impl Default for Options {

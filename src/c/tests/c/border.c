@@ -1,9 +1,9 @@
 /*
  * The border between C and the library: every slip that C can make and the library can notice is an error that says so, and
- * the process goes on. Run by c.rs, and under valgrind.
+ * the process goes on. Run by main.rs, and under valgrind.
  *
  *     border MODEL.onnx                  slips, and runs that need no runtime
- *     border MODEL.onnx OUT.onnx         also compresses with images, writing OUT.onnx, and runs on several threads at once
+ *     border MODEL.onnx OUT.onnx         also on several threads at once, and with images; compresses to OUT.onnx
  *
  * MODEL.onnx takes images [N,3,32,32], with N open. Exits with 1 if anything is not as expected.
  */
@@ -377,6 +377,72 @@ static void compresses(const char *path)
     basisopt_result_free(result);
 }
 
+/* Says whether training was seen, and stops it if it is to. */
+struct trainer {
+    int has_trained, stops;
+};
+
+static int watch(const char *what, size_t done, size_t total, void *user)
+{
+    struct trainer *trainer = user;
+    if (strcmp(what, "training") == 0 && done > 0 && done <= total)
+        trainer->has_trained = 1;
+    return trainer->has_trained && trainer->stops;
+}
+
+/* Pixels and labels: to calibrate on, and to train on. */
+static void learns(void)
+{
+    static uint8_t pixels[N_IMAGES * PER_IMAGE];
+    static int64_t labels[N_IMAGES];
+    const size_t shape[] = {N_IMAGES, 32, 32, 3};
+    const float mean[] = {0.5f, 0.5f, 0.5f}, std = 0.3f;
+    BasisoptResult *weights = factorized(0), *result = NULL;
+    BasisoptOptions options = unchecked();
+    struct trainer trainer = {0, 0};
+    BasisoptRecipe recipe;
+    BasisoptData data;
+    uint32_t i;
+    for (i = 0; i < N_IMAGES * PER_IMAGE; i++)
+        pixels[i] = (uint8_t)(noise(i) * 256);
+    for (i = 0; i < N_IMAGES; i++)
+        labels[i] = i % 3;
+    memset(&data, 0, sizeof data);
+    data.size = sizeof data;
+    data.dtype = BASISOPT_U8;
+    data.values = pixels;
+    data.shape = shape;
+    data.n_axes = 4;
+    data.labels = labels;
+    data.n_labels = N_IMAGES;
+    data.mean = mean;
+    data.n_mean = 3;
+    data.std = &std;
+    data.n_std = 1;
+    data.n_samples = 16;
+    check(basisopt_optimize(model, n_model, FACTORIZE, &data, &options, &result) == BASISOPT_STATUS_OK, "it is calibrated");
+    check(!is_same(weights, result), "images make a difference");
+    basisopt_result_free(result);
+    basisopt_result_free(weights);
+
+    memset(&recipe, 0, sizeof recipe);
+    recipe.size = sizeof recipe;
+    recipe.budget = "macs=0.5";
+    recipe.fine_tune = "epochs=1:batch=16";
+    options.flags = BASISOPT_UNMEASURED;
+    options.progress = watch;
+    options.user = &trainer;
+    check(basisopt_compress(model, n_model, &recipe, &data, &options, &result) == BASISOPT_STATUS_OK, "it is trained");
+    check(trainer.has_trained, "and tells so");
+    basisopt_result_free(result);
+    trainer.has_trained = 0;
+    trainer.stops = 1;
+    fails(basisopt_compress(model, n_model, &recipe, &data, &options, &result), BASISOPT_STATUS_STOPPED, &result, "interrupted");
+    labels[5] = 1000;
+    options.progress = NULL;
+    fails(basisopt_compress(model, n_model, &recipe, &data, &options, &result), BASISOPT_STATUS_DATA, &result, "label 1000");
+}
+
 int main(int argc, char **argv)
 {
     FILE *file = argc > 1 ? fopen(argv[1], "rb") : NULL;
@@ -402,6 +468,7 @@ int main(int argc, char **argv)
     if (argc > 2) {
         several_at_once();
         compresses(argv[2]);
+        learns();
     }
     free(model);
     printf("%d of %d cases as expected\n", n_cases - n_wrong, n_cases);

@@ -1,7 +1,5 @@
 //! C programs compiled against the libraries that cargo has built beside the tests.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "what tests share")]
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -1,17 +1,17 @@
 //! C programs against the library as users link it: the example, and a program that makes every slip.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout, reason = "a test")]
 
-mod support;
+mod compile;
 
 use basisopt_embed::{CompressOptions, OptimizeOptions, Recipe, Settings, compress, optimize, parse};
 use basisopt_ir::Tensor;
 use basisopt_onnx::Model;
 use basisopt_runtime::{Dataset, Preprocess};
+use compile::{Link, MODEL, NATIVE, compile, library, output};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use support::{Link, MODEL, NATIVE, compile, library, output};
 
 const PIPELINE: &str = "freeze-weights,@fold,factorize-conv:energy=0.9,dead-code";
 
@@ -70,7 +70,7 @@ fn noise() -> Dataset {
 #[test]
 fn every_slip_is_an_error_and_compression_is_that_of_rust() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(program) = compile("tests/border.c", Link::Dynamic, folder.path()) else { return };
+    let Some(program) = compile("tests/c/border.c", Link::Dynamic, folder.path()) else { return };
     let small = folder.path().join("small.onnx");
     let said = output(Command::new(program).arg(MODEL).arg(&small));
     assert!(said.contains("cases as expected"), "{said}");
@@ -94,7 +94,7 @@ fn nothing_leaks_and_nothing_is_read_that_is_not_there() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let Some(program) = compile("tests/border.c", Link::Dynamic, folder.path()) else { return };
+    let Some(program) = compile("tests/c/border.c", Link::Dynamic, folder.path()) else { return };
     // Rayon's threads live as long as the process, and what they hold is reachable to the end: that is no leak.
     let mut command = Command::new("valgrind");
     command.args(["--quiet", "--error-exitcode=9", "--leak-check=full"]);
