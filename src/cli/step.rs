@@ -179,12 +179,7 @@ fn pin(graph: &mut Graph, dims: &[(String, usize)]) {
 ///
 /// # Errors
 /// If the disk refuses, or the step is more than a file can hold.
-pub(crate) fn write(
-    step: &Step,
-    model: &Model,
-    output: &Path,
-    globals: &Globals,
-) -> anyhow::Result<Summary> {
+pub(crate) fn write(step: &Step, model: &Model, output: &Path, globals: &Globals) -> anyhow::Result<Summary> {
     let file = output.display().to_string();
     let encoded = export_new(&step.graph).with_context(|| file.clone())?;
     write_whole(output, &encoded)?;
