@@ -31,7 +31,6 @@ Examples:
       up to where there is a gradient: what fine-tune can train against
   basisopt differentiate m.onnx --time --batch 128 --threads 2
       images per second of forward, backward and update, and memory
-
   basisopt differentiate small.onnx --loss labels -o step.onnx
       a step of training for ONNX Runtime and others: network, loss and gradients in standard operators
   basisopt differentiate small.onnx --loss distill:temperature=2 -o step.onnx
@@ -211,7 +210,7 @@ fn step(
     match &args.output {
         None => emit(&print(&made.graph))?,
         Some(output) => {
-            let summary = step::write(&made, model, &args.model, output, globals)?;
+            let summary = step::write(&made, model, output, globals)?;
             emit(&match args.format {
                 Format::Json => json(&summary)?,
                 Format::Text => summary.text(),

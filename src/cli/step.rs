@@ -1,6 +1,6 @@
 //! `differentiate --loss`: a step of training as a model of its own, for engines that run elsewhere.
 
-use crate::work::{bytes, check_output, count, write_whole};
+use crate::work::{bytes, count, write_whole};
 use crate::{Globals, Usage};
 use anyhow::{Context as _, anyhow};
 use basisopt_ir::graph::ValueType;
@@ -179,15 +179,8 @@ fn pin(graph: &mut Graph, dims: &[(String, usize)]) {
 ///
 /// # Errors
 /// If the disk refuses, or the step is more than a file can hold.
-pub(crate) fn write(
-    step: &Step,
-    model: &Model,
-    input: &Path,
-    output: &Path,
-    globals: &Globals,
-) -> anyhow::Result<Summary> {
+pub(crate) fn write(step: &Step, model: &Model, output: &Path, globals: &Globals) -> anyhow::Result<Summary> {
     let file = output.display().to_string();
-    check_output(input, output)?;
     let encoded = export_new(&step.graph).with_context(|| file.clone())?;
     write_whole(output, &encoded)?;
     let graph = &step.graph;

@@ -179,6 +179,7 @@ pub fn lower(graph: &Graph) -> Result<Graph, LowerError> {
     let own: Vec<NodeId> =
         b.graph.topological().into_iter().filter(|&id| is_own(&b.graph.node(id).op)).collect();
     let mut obstacles = Vec::new();
+    // Only the node at hand goes, so that no id that is still to come is used again.
     for id in own {
         let at = At { op: b.graph.node(id).op.clone(), inputs: b.graph.node_inputs(id) };
         b.at(id);

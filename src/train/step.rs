@@ -12,7 +12,7 @@
 use crate::differentiate::builder::Builder;
 use crate::differentiate::{DifferentiateError, Request, differentiate};
 use crate::loss::{self, LossError, Term};
-use crate::lower::{LowerError, RaiseError, lower, raise};
+use crate::lower::{LowerError, Obstacle, RaiseError, lower, raise};
 use crate::norms::TrainingForm;
 use crate::task::TrainError;
 use basisopt_ir::graph::ValueType;
@@ -197,6 +197,7 @@ pub fn step(network: &Graph, request: &StepRequest) -> Result<Step, StepError> {
     b.graph.set_outputs(&[outputs, vec![loss], gradients, form.statistics].concat());
     let mut graph = lower(&b.graph)?;
     remove_unread(&mut graph);
+    refuse_foreign(&graph)?;
     graph.annotate(LOSS_KEY, loss_name.clone());
     for name in &derived.parameters {
         let id = find(&graph, name)?.node;
@@ -282,6 +283,24 @@ fn mean(b: &mut Builder, per_image: ValueId, one_hot: Option<ValueId>) -> ValueI
     }
     let axes = b.ints(&[0, 1]);
     b.node(op::ReduceMean { keepdims: 0, ..op::ReduceMean::default() }, &[value, axes])
+}
+
+/// Refuses calls of functions and operators that are defined elsewhere: a step is a model of its own, without the
+/// definitions of the one that it came from. ONNX Runtime's operators are all of version 1, which is what is imported.
+fn refuse_foreign(graph: &Graph) -> Result<(), StepError> {
+    let mut nodes = Vec::new();
+    for id in graph.topological() {
+        let node = graph.node(id);
+        let domain = node.op.domain();
+        if !matches!(domain, "" | "com.microsoft") {
+            nodes.push(Obstacle {
+                node: node.label().to_owned(),
+                op: node.op.op_type().to_owned(),
+                reason: format!("of the operator set {domain:?}, which a step cannot bring along"),
+            });
+        }
+    }
+    if nodes.is_empty() { Ok(()) } else { Err(LowerError::Nodes(nodes).into()) }
 }
 
 /// Removes what no output needs, the inputs excepted.

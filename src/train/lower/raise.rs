@@ -87,6 +87,7 @@ pub fn raise(graph: &mut Graph) -> Result<(), RaiseError> {
         return Ok(());
     }
     let mut nodes = Vec::new();
+    // What goes is the node at hand and constants before it: freed ids are behind us when they are used again.
     for id in graph.topological() {
         let node = graph.node(id);
         let (label, op) = (node.label().to_owned(), node.op.clone());
