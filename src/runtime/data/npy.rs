@@ -208,12 +208,13 @@ impl ArrayFile {
         let n = n.ok_or_else(|| self.wrong("has more elements than memory can address"))?;
         // Read as far as there is something, so that a few bytes cannot ask for all of the memory.
         let mut bytes = Vec::new();
-        let read = match self.place {
-            Place::Plain(at) => {
+        let read = match &self.place {
+            &Place::Plain(at) => {
                 let mut file = File::open(&self.path).map_err(RuntimeError::io(&self.path))?;
                 file.seek(SeekFrom::Start(at)).and_then(|_| file.take(n as u64).read_to_end(&mut bytes))
             }
             Place::Deflated { .. } => self.inflate()?.0.take(n as u64).read_to_end(&mut bytes),
+            Place::Memory(all) => all.as_ref().take(n as u64).read_to_end(&mut bytes),
         };
         read.map_err(|e| self.wrong(&format!("cannot be read: {e}")))?;
         if bytes.len() != n {
