@@ -6,9 +6,14 @@ use crate::driver::remark::Refusal;
 use crate::factor::{self, Factors};
 use crate::layer::Layer;
 use basisopt_ir::{Graph, Tensor};
+use rayon::Yield;
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+/// How long a thread with nothing to do waits for a result before it looks for work again.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// Decomposes every set's weight, in parallel over layers, each one sequential inside; results come back
 /// in order.
@@ -26,9 +31,10 @@ pub(super) fn plan_all(
     let mut plans: Vec<Option<Planned>> = std::iter::repeat_with(|| None).take(sets.len()).collect();
     let stop = AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
-    // The host's progress and interruption belong to this thread, the work to rayon's.
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
+    // The host's progress and interruption belong to this thread, the work to rayon's: those of the pool that this thread
+    // is in, if it is in one. Such a thread does its share of the work, or a pool of one would wait for itself.
+    rayon::in_place_scope(|scope| {
+        scope.spawn(|_| {
             let sender = sender;
             jobs.par_iter().for_each_with(sender, |sender, (i, layer, weight, choice)| {
                 if !stop.load(Ordering::Relaxed) {
@@ -38,7 +44,7 @@ pub(super) fn plan_all(
             });
         });
         let mut done = 0;
-        while let Ok((i, planned)) = receiver.recv() {
+        while let Some((i, planned)) = next(&receiver) {
             done += 1;
             cx.host.progress(done, jobs.len(), &sets[i].layers[0].label);
             plans[i] = Some(planned);
@@ -51,6 +57,26 @@ pub(super) fn plan_all(
         return Err(PassError::Interrupted);
     }
     plans.into_iter().map(|p| p.ok_or(PassError::Interrupted)).collect()
+}
+
+/// The next result, if there is one more. A thread of a pool works while it waits.
+fn next<T>(receiver: &Receiver<T>) -> Option<T> {
+    loop {
+        match receiver.try_recv() {
+            Ok(result) => return Some(result),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => {}
+        }
+        match rayon::yield_now() {
+            Some(Yield::Executed) => {}
+            Some(Yield::Idle) => match receiver.recv_timeout(PAUSE) {
+                Ok(result) => return Some(result),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {}
+            },
+            None => return receiver.recv().ok(),
+        }
+    }
 }
 
 /// Decomposes one layer and chooses its rank.
