@@ -73,7 +73,12 @@ impl Model {
 
     /// Reads a model in memory. `folder` is where its data files lie, if it has any.
     #[staticmethod]
-    fn from_bytes(py: Python<'_>, bytes: PyBackedBytes, name: &str, folder: Option<PathBuf>) -> PyResult<Self> {
+    fn from_bytes(
+        py: Python<'_>,
+        bytes: PyBackedBytes,
+        name: &str,
+        folder: Option<PathBuf>,
+    ) -> PyResult<Self> {
         let read = || basisopt_onnx::Model::from_bytes(name, Bytes::from_owner(bytes), folder.as_deref());
         Ok(Self { model: detached(py, read, errors::of_onnx)?, path: None })
     }
@@ -161,7 +166,8 @@ impl Model {
             let done = optimize(&mut model, &pipeline, options)?;
             Ok((model, done, session))
         })?;
-        let report = Reported { done: &done.summary(), training: log.log(), version: env!("CARGO_PKG_VERSION") };
+        let report =
+            Reported { done: &done.summary(), training: log.log(), version: env!("CARGO_PKG_VERSION") };
         finish(py, model, json(&report), of.path("output")?)
     }
 

@@ -3,8 +3,8 @@
 use crate::errors;
 use basisopt_embed::{Method, Recipe};
 use basisopt_runtime::{Channels, Engine, Layout, ModelConfig};
-use pyo3::exceptions::PyTypeError;
 use pyo3::conversion::FromPyObjectOwned;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::path::PathBuf;
@@ -78,9 +78,10 @@ impl<'py> Options<'_, 'py> {
     pub(crate) fn dims(&self) -> PyResult<Vec<(String, usize)>> {
         let dims = self.get::<Vec<(String, usize)>>("dims")?.unwrap_or_default();
         match dims.iter().find(|(_, size)| *size == 0) {
-            Some((name, _)) => {
-                Err(errors::usage(self.0.py(), &format!("dims: the size of {name:?} is 0; expected at least 1")))
-            }
+            Some((name, _)) => Err(errors::usage(
+                self.0.py(),
+                &format!("dims: the size of {name:?} is 0; expected at least 1"),
+            )),
             None => Ok(dims),
         }
     }
