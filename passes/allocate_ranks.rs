@@ -53,7 +53,7 @@ use crate::plan::{Selection, Set, check_table, find_layers, rank_key};
 use crate::ranks::RankTable;
 use basisopt_ir::Graph;
 
-/// See the [module documentation](self).
+/// The pass `allocate-ranks`: `docs/passes.md` shows what it does, `basisopt passes allocate-ranks` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "allocate-ranks",
     summary: "choose the rank of every layer under a budget for the whole network",

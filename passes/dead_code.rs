@@ -38,7 +38,7 @@ use crate::driver::options::Options;
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo};
 use basisopt_ir::{Graph, NodeId, Op, ValueId};
 
-/// See the [module documentation](self).
+/// The pass `dead-code`: `docs/passes.md` shows what it does, `basisopt passes dead-code` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "dead-code",
     summary: "remove nodes and weights whose values nobody reads",

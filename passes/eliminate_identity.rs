@@ -63,7 +63,7 @@ use basisopt_ir::op::{Dropout, Slice};
 use basisopt_ir::rewrite::is_pinned;
 use basisopt_ir::{Dim, Graph, NodeId, Op, Rewrite, Tensor, ValueId};
 
-/// See the [module documentation](self).
+/// The pass `eliminate-identity`: `docs/passes.md` shows what it does, `basisopt passes eliminate-identity` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "eliminate-identity",
     summary: "remove operators that give back what they are given",

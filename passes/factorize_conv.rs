@@ -63,7 +63,7 @@ use crate::ranks::OPTIONS;
 use basisopt_ir::op::{AutoPad, Conv, ConvTranspose};
 use basisopt_ir::{Graph, Op, Operand, Rewrite, Tensor};
 
-/// See the [module documentation](self).
+/// The pass `factorize-conv`: `docs/passes.md` shows what it does, `basisopt passes factorize-conv` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "factorize-conv",
     summary: "split convolutions into an orthonormal basis and 1×1 coefficients",

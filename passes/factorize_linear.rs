@@ -43,7 +43,7 @@ use crate::ranks::OPTIONS;
 use basisopt_ir::op::{Gemm, MatMul};
 use basisopt_ir::{Graph, Op, Operand, Rewrite, Tensor, ValueId};
 
-/// See the [module documentation](self).
+/// The pass `factorize-linear`: `docs/passes.md` shows what it does, `basisopt passes factorize-linear` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "factorize-linear",
     summary: "split linear layers (Gemm, MatMul) into two through an orthonormal basis",

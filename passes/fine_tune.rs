@@ -56,7 +56,7 @@ use std::collections::BTreeMap;
 
 const ANY: f64 = f64::INFINITY;
 
-/// See the [module documentation](self).
+/// The pass `fine-tune`: `docs/passes.md` shows what it does, `basisopt passes fine-tune` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "fine-tune",
     summary: "train basis filters and coefficients to win back accuracy",

@@ -85,7 +85,7 @@ use basisopt_ir::{Graph, NodeId, Op, Operand, Rewrite, Tensor, Use, ValueId, op}
 use channels::{Affine, Channels};
 use parameters::{conv_bias, gemm_bias, read};
 
-/// See the [module documentation](self).
+/// The pass `fold-batch-norm`: `docs/passes.md` shows what it does, `basisopt passes fold-batch-norm` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "fold-batch-norm",
     summary: "multiply batch normalisation into the weights beside it",

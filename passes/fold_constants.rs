@@ -57,7 +57,7 @@ use std::collections::BTreeMap;
 
 const MAX_GROWTH: usize = 64 << 10;
 
-/// See the [module documentation](self).
+/// The pass `fold-constants`: `docs/passes.md` shows what it does, `basisopt passes fold-constants` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "fold-constants",
     summary: "compute what depends on constants only",

@@ -39,7 +39,7 @@ use crate::driver::options::{Globs, OptionKind, OptionSpec};
 use crate::driver::pass::{Fidelity, Outcome, Pass, PassContext, PassError, PassInfo};
 use basisopt_ir::Graph;
 
-/// See the [module documentation](self).
+/// The pass `freeze-weights`: `docs/passes.md` shows what it does, `basisopt passes freeze-weights` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "freeze-weights",
     summary: "make plain constants of weights that are also graph inputs",

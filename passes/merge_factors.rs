@@ -42,7 +42,7 @@ use crate::layer::{FactorPair, LayerKind, transpose};
 use basisopt_ir::op::{Conv, Gemm, MatMul};
 use basisopt_ir::{Graph, NodeId, Op, Operand, Rewrite, Tensor, ValueId};
 
-/// See the [module documentation](self).
+/// The pass `merge-factors`: `docs/passes.md` shows what it does, `basisopt passes merge-factors` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "merge-factors",
     summary: "multiply pairs of factors back into single layers",

@@ -49,7 +49,7 @@ use blocks::{Block, blocks, extract};
 use cached::{Cached, Part};
 use std::collections::BTreeMap;
 
-/// See the [module documentation](self).
+/// The pass `reconstruct`: `docs/passes.md` shows what it does, `basisopt passes reconstruct` has its options.
 pub static INFO: PassInfo = PassInfo {
     name: "reconstruct",
     summary: "train each block against the original's: no labels, little memory",

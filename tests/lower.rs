@@ -26,6 +26,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 const LANES: usize = 16;
 
 fn main() {
+    // Not yet tried under emulation, see docs/arm.md.
+    if cfg!(target_arch = "aarch64") {
+        return;
+    }
     let arguments = Arguments::from_args();
     let cases = cases();
     let mut trials = vec![Trial::test("there are fixtures", {
