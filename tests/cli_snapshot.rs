@@ -332,7 +332,7 @@ fn a_panicking_pass_fails_its_case_and_no_other() {
     let spec = Spec::load(bench.dir.path()).unwrap();
     let suite = Suite::new(spec, Registry::builtin().with(&BAD)).unwrap();
     let report = suite.check(&RunOptions { jobs: 3, ..RunOptions::default() }, &mut |_, _, _| {}).unwrap();
-    let failed = Status::Failed("a pass panicked: no such luck; this is a bug in it".to_owned());
+    let failed = Status::Failed("bad panicked: no such luck (this is a bug in the pass)".to_owned());
     let found: Vec<&Status> = report.outcomes.iter().map(|o| &o.status).collect();
     assert_eq!(found, [&failed, &Status::Equal, &failed, &Status::Equal]);
     // Nothing is stored for what failed.

@@ -18,6 +18,9 @@ pub enum SnapshotError {
         /// The refusal.
         source: std::io::Error,
     },
+    /// A pass panicked: a bug in it, and nothing to be stored.
+    #[error("{0}")]
+    Panicked(String),
     /// There is no list of cases where one was looked for.
     #[error("there is no {}; `basisopt snapshot init` writes one to begin with", path.display())]
     NoSpec {

@@ -102,6 +102,7 @@ impl Snapshot {
                 Ok(Self { text, is_error: false })
             }
             Err(ManagerError::Pass { source: PassError::Interrupted, .. }) => Err(SnapshotError::Interrupted),
+            Err(error @ ManagerError::Panicked { .. }) => Err(SnapshotError::Panicked(error.to_string())),
             Err(error) => Ok(Self::error(name, pipeline, &error.to_string())),
         }
     }

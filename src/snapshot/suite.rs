@@ -199,7 +199,7 @@ impl Suite {
 
     fn status(&self, case: &Case, host: &Beside<'_>) -> Status {
         let settings = Settings { registry: self.registry.clone(), host, dims: case.dims.clone() };
-        // A pass that panics is a bug, perhaps in a pass of the user's: the other cases go on.
+        // Whatever panics outside of a pass, which the manager sees to, is a bug: the other cases go on.
         let taken = catch_unwind(AssertUnwindSafe(|| {
             Snapshot::of_file(&case.model, &case.path, &case.pipeline, &settings)
         }));
@@ -207,7 +207,7 @@ impl Suite {
             Ok(Ok(snapshot)) => snapshot,
             Ok(Err(error)) => return Status::Failed(error.to_string()),
             Err(panic) => {
-                return Status::Failed(format!("a pass panicked: {}; this is a bug in it", message(&*panic)));
+                return Status::Failed(format!("the case panicked: {}; this is a bug", message(&*panic)));
             }
         };
         match std::fs::read_to_string(&case.file) {
