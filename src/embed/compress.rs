@@ -142,8 +142,10 @@ pub fn compress(
     recipe: &Recipe,
     options: CompressOptions<'_>,
 ) -> Result<Compressed, EmbedError> {
-    let mut graph = model.graph.clone();
-    let done = run(model, &mut graph, recipe, options)?;
+    let (mut graph, stop) = (model.graph.clone(), options.settings.stop.clone());
+    // Whatever fails because a run was cut short fails for that reason.
+    let because = |e| if stop() { EmbedError::Interrupted } else { e };
+    let done = run(model, &mut graph, recipe, options).map_err(because)?;
     model.graph = graph;
     Ok(done)
 }

@@ -165,7 +165,9 @@ pub fn optimize(
     if let Some((_, session)) = training {
         session.ended();
     }
-    let report = result.map_err(|e| EmbedError::manager(&file, e))?;
+    // Whatever fails because a run was cut short fails for that reason.
+    let because = |e| if (settings.stop)() { EmbedError::Interrupted } else { EmbedError::manager(&file, e) };
+    let report = result.map_err(because)?;
     let after = Size::of_written(model.source(), &graph, &settings.dims)?;
     model.graph = graph;
     Ok(Optimized { pipeline: pipeline.to_string(), before, after, report })
