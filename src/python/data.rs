@@ -133,7 +133,9 @@ impl InputSamples {
     /// [`EmbedError::Images`], naming the input.
     pub(crate) fn new(file: &str, graph: &Graph, batches: Vec<Inputs>) -> Result<Self, EmbedError> {
         let wrong = |message: String| EmbedError::Images { file: file.to_owned(), message };
-        let Some(first) = batches.first() else { return Err(wrong("there are no inputs to calibrate on".into())) };
+        let Some(first) = batches.first() else {
+            return Err(wrong("there are no inputs to calibrate on".into()));
+        };
         for (i, batch) in batches.iter().enumerate() {
             for ((&node, tensor), like) in graph.inputs().iter().zip(batch).zip(first) {
                 let value = graph.value(ValueId::of(node));
@@ -141,11 +143,18 @@ impl InputSamples {
                 let is_other = value.ty.dtype.is_some_and(|t| t != tensor.dtype())
                     || value.ty.shape.as_ref().is_some_and(|dims| {
                         dims.len() != tensor.shape().len()
-                            || dims.iter().zip(tensor.shape()).any(|(d, n)| d.known().is_some_and(|d| d != *n))
+                            || dims
+                                .iter()
+                                .zip(tensor.shape())
+                                .any(|(d, n)| d.known().is_some_and(|d| d != *n))
                     });
                 if is_other {
                     let name = &value.name;
-                    let text = format!("inputs {i}: {name:?} is {}, the network takes {}", found(), taken(&value.ty));
+                    let text = format!(
+                        "inputs {i}: {name:?} is {}, the network takes {}",
+                        found(),
+                        taken(&value.ty)
+                    );
                     return Err(wrong(text));
                 }
                 if like.shape() != tensor.shape() {

@@ -73,7 +73,12 @@ impl Model {
 
     /// Reads a model in memory. `folder` is where its data files lie, if it has any.
     #[staticmethod]
-    fn from_bytes(py: Python<'_>, bytes: PyBackedBytes, name: &str, folder: Option<PathBuf>) -> PyResult<Self> {
+    fn from_bytes(
+        py: Python<'_>,
+        bytes: PyBackedBytes,
+        name: &str,
+        folder: Option<PathBuf>,
+    ) -> PyResult<Self> {
         let read = || basisopt_onnx::Model::from_bytes(name, Bytes::from_owner(bytes), folder.as_deref());
         Ok(Self { model: detached(py, read, errors::of_onnx)?, path: None })
     }
@@ -131,7 +136,7 @@ impl Model {
         let train = Given::from_options(&of, "train")?;
         let original = of.get::<Bound<'_, Self>>("original")?.map(|m| m.get().model.graph.clone());
         let mut model = self.model.clone();
-        let call = common.call(&of, of.count("threads")?)?;
+        let call = common.call(&of, of.threads()?)?;
         let (model, done, log) = run(py, &call, move |shared| {
             let host = common.host(shared);
             let settings = common.settings(&host);
@@ -161,7 +166,8 @@ impl Model {
             let done = optimize(&mut model, &pipeline, options)?;
             Ok((model, done, session))
         })?;
-        let report = Reported { done: &done.summary(), training: log.log(), version: env!("CARGO_PKG_VERSION") };
+        let report =
+            Reported { done: &done.summary(), training: log.log(), version: env!("CARGO_PKG_VERSION") };
         finish(py, model, json(&report), of.path("output")?)
     }
 
@@ -234,7 +240,7 @@ impl Common {
             dims: of.dims()?,
             batch: of.count("batch")?,
             engine: of.engine()?,
-            threads: of.count("threads")?.unwrap_or(1),
+            threads: of.threads()?.unwrap_or(1),
             given: of.get::<String>("ranks")?.zip(of.get::<String>("ranks_text")?),
             checkpoint,
         })

@@ -3,11 +3,14 @@
 use crate::errors;
 use basisopt_embed::{Method, Recipe};
 use basisopt_runtime::{Channels, Engine, Layout, ModelConfig};
-use pyo3::exceptions::PyTypeError;
 use pyo3::conversion::FromPyObjectOwned;
+use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::path::PathBuf;
+
+/// Threads that may be asked for, as on the command line.
+const MAX_THREADS: usize = 1024;
 
 /// Keyword arguments of one call.
 pub(crate) struct Options<'a, 'py>(pub &'a Bound<'py, PyDict>);
@@ -71,6 +74,20 @@ impl<'py> Options<'_, 'py> {
         }
     }
 
+    /// A number of threads.
+    ///
+    /// # Errors
+    /// If it is zero, no count, or more than any machine has.
+    pub(crate) fn threads(&self) -> PyResult<Option<usize>> {
+        match self.count("threads")? {
+            Some(n) if n > MAX_THREADS => {
+                let text = format!("threads: expected at most {MAX_THREADS}, found {n}");
+                Err(errors::usage(self.0.py(), &text))
+            }
+            given => Ok(given),
+        }
+    }
+
     /// Sizes of open dimensions.
     ///
     /// # Errors
@@ -78,9 +95,10 @@ impl<'py> Options<'_, 'py> {
     pub(crate) fn dims(&self) -> PyResult<Vec<(String, usize)>> {
         let dims = self.get::<Vec<(String, usize)>>("dims")?.unwrap_or_default();
         match dims.iter().find(|(_, size)| *size == 0) {
-            Some((name, _)) => {
-                Err(errors::usage(self.0.py(), &format!("dims: the size of {name:?} is 0; expected at least 1")))
-            }
+            Some((name, _)) => Err(errors::usage(
+                self.0.py(),
+                &format!("dims: the size of {name:?} is 0; expected at least 1"),
+            )),
             None => Ok(dims),
         }
     }

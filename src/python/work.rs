@@ -120,7 +120,8 @@ pub(crate) fn run<T: Send + 'static>(
         // The caller is gone where it did not wait for work that was stopped.
         let _ = sender.send(done);
     };
-    let no_threads = |e: &str| errors::plain(py, &format!("the threads cannot be started: {e}; ask for fewer"));
+    let no_threads =
+        |e: &str| errors::plain(py, &format!("the threads cannot be started: {e}; ask for fewer"));
     let worker = thread::Builder::new().name("basisopt".to_owned()).stack_size(STACK).spawn(job);
     let worker = worker.map_err(|e| no_threads(&e.to_string()))?;
     let done = match wait(py, call, &shared, &receiver) {
@@ -143,10 +144,7 @@ pub(crate) fn run<T: Send + 'static>(
 }
 
 /// The worker's word, if it comes within a tick.
-fn next<T: Send>(
-    py: Python<'_>,
-    receiver: &Mutex<Receiver<Done<T>>>,
-) -> Result<Done<T>, RecvTimeoutError> {
+fn next<T: Send>(py: Python<'_>, receiver: &Mutex<Receiver<Done<T>>>) -> Result<Done<T>, RecvTimeoutError> {
     py.detach(|| receiver.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(TICK))
 }
 
