@@ -327,8 +327,8 @@ fn finish<'py>(
     if !encoded.data_files().is_empty() {
         return Ok((report, None, Some(Model { model, path: None })));
     }
-    let bytes = PyBytes::new_with(py, encoded.len(), |mut buffer| {
-        encoded.write_to(&mut buffer)?;
+    let bytes = PyBytes::new_with(py, encoded.len(), |buffer| {
+        encoded.write_to(buffer)?;
         Ok(())
     })?;
     Ok((report, Some(bytes), None))
