@@ -136,7 +136,7 @@ impl Model {
         let train = Given::from_options(&of, "train")?;
         let original = of.get::<Bound<'_, Self>>("original")?.map(|m| m.get().model.graph.clone());
         let mut model = self.model.clone();
-        let call = common.call(&of, of.count("threads")?)?;
+        let call = common.call(&of, of.threads()?)?;
         let (model, done, log) = run(py, &call, move |shared| {
             let host = common.host(shared);
             let settings = common.settings(&host);
@@ -240,7 +240,7 @@ impl Common {
             dims: of.dims()?,
             batch: of.count("batch")?,
             engine: of.engine()?,
-            threads: of.count("threads")?.unwrap_or(1),
+            threads: of.threads()?.unwrap_or(1),
             given: of.get::<String>("ranks")?.zip(of.get::<String>("ranks_text")?),
             checkpoint,
         })

@@ -9,6 +9,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 use std::path::PathBuf;
 
+/// Threads that may be asked for, as on the command line.
+const MAX_THREADS: usize = 1024;
+
 /// Keyword arguments of one call.
 pub(crate) struct Options<'a, 'py>(pub &'a Bound<'py, PyDict>);
 
@@ -67,6 +70,20 @@ impl<'py> Options<'_, 'py> {
     pub(crate) fn count(&self, key: &str) -> PyResult<Option<usize>> {
         match self.get::<usize>(key)? {
             Some(0) => Err(errors::usage(self.0.py(), &format!("{key}: expected at least 1, found 0"))),
+            given => Ok(given),
+        }
+    }
+
+    /// A number of threads.
+    ///
+    /// # Errors
+    /// If it is zero, no count, or more than any machine has.
+    pub(crate) fn threads(&self) -> PyResult<Option<usize>> {
+        match self.count("threads")? {
+            Some(n) if n > MAX_THREADS => {
+                let text = format!("threads: expected at most {MAX_THREADS}, found {n}");
+                Err(errors::usage(self.0.py(), &text))
+            }
             given => Ok(given),
         }
     }

@@ -6,6 +6,7 @@ use crate::scores::{rank_of, top1};
 use crate::{Program, RuntimeError};
 use basisopt_ir::Tensor;
 use rayon::prelude::*;
+use std::path::PathBuf;
 
 /// Outputs are kept up to so many bytes; of a data set with more, the first images are used.
 const MAX_BYTES: usize = 1 << 29;
@@ -14,6 +15,8 @@ const MAX_BYTES: usize = 1 << 29;
 #[derive(Clone, Debug)]
 pub struct Outputs {
     model: String,
+    /// What the images and their labels came from.
+    data: PathBuf,
     names: Vec<String>,
     /// One list of outputs per batch.
     batches: Vec<Vec<Tensor>>,
@@ -40,6 +43,7 @@ impl Outputs {
         let input = image_input(program.name(), program.inputs())?.clone();
         let mut outputs = Self {
             model: program.name().to_owned(),
+            data: dataset.path().to_owned(),
             names: program.outputs().to_vec(),
             batches: Vec::new(),
             n_valid: Vec::new(),
@@ -91,7 +95,7 @@ impl Outputs {
     /// Images whose own class comes first, one by one; `None` without labels or classes.
     ///
     /// # Errors
-    /// [`RuntimeError::Model`] if a label is no class of the network.
+    /// [`RuntimeError::Data`] if a label is no class of the network.
     pub fn hits(&self) -> Result<Option<Vec<bool>>, RuntimeError> {
         let Some(labels) = &self.labels else { return Ok(None) };
         let (mut hits, mut wrong) = (Vec::new(), None);
@@ -109,7 +113,7 @@ impl Outputs {
                 self.label_offset,
                 n_classes - 1
             );
-            return Err(RuntimeError::Model { model: self.model.clone(), reason });
+            return Err(RuntimeError::data(&self.data, reason));
         }
         Ok(found.map(|()| hits))
     }

@@ -1,9 +1,12 @@
 """The compiled half of the package. Use the functions of `basisopt`, not these."""
 
-from typing import Any
+from typing import Any, final
+
+__all__ = ["Model", "__version__", "panic", "passes", "presets", "write"]
 
 __version__: str
 
+@final
 class Model:
     @staticmethod
     def read(path: str) -> Model: ...

@@ -228,7 +228,8 @@ def _array(value: Any) -> np.ndarray:
     if torch is not None and isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         # NumPy has no such type.
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        array: np.ndarray = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        return array
     if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         return np.from_dlpack(value)
     try:

@@ -12,6 +12,10 @@ ProgressCallback = Callable[[str, int, int, str], Any]
 Progress = Optional[Union[bool, ProgressCallback]]
 
 
+# Units are of very different length, so a rate would say nothing.
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
 class shown:
     """A context that gives the callback for the compiled half, and takes bars away in the end."""
 
@@ -44,7 +48,7 @@ class shown:
 
 def _tqdm() -> Any:
     try:
-        from tqdm import tqdm
+        from tqdm import tqdm  # type: ignore[import-untyped]
     except ImportError:
         return None
     return tqdm
@@ -65,7 +69,7 @@ class _Bars:
             return
         if self._bar is None:
             self._stage = stage
-            self._bar = self._make(total=total, desc=stage, leave=False)
+            self._bar = self._make(total=total, desc=stage, leave=False, bar_format=_FORMAT)
         self._bar.set_postfix_str(what, refresh=False)
         self._bar.n = min(done, total)
         self._bar.refresh()

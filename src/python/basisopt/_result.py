@@ -44,11 +44,6 @@ class Result:
         remarks: list[dict[str, Any]] = self.report["remarks"]
         return remarks
 
-    @property
-    def changed(self) -> bool:
-        """Whether the model is another than the one given."""
-        return any(p["rewrites"] for p in self.report["passes"]) if "passes" in self.report else True
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model, whole or not at all. A model that came with data files has its own beside it."""
         target = path_of(path, "path")

@@ -41,7 +41,7 @@ class OptimizePass(onnx_ir.passes.InPlacePass):
     def call(self, model: onnx_ir.Model) -> onnx_ir.passes.PassResult:
         """Runs the pipeline, and takes over what it made."""
         self.result = optimize(model, self.pipeline, **self.options)
-        if not self.result.changed:
+        if self.result.report["rewrites"] == 0:
             return onnx_ir.passes.PassResult(model, modified=False)
         new = self.result.model
         model.graph = new.graph

@@ -72,6 +72,7 @@ def test_pipelines_that_are_none(glyphnet, pipeline, words):
         ({"seed": -1}, basisopt.Error, "seed"),
         ({"check": "yes"}, TypeError, "check"),
         ({"threads": 0}, basisopt.PipelineError, "threads"),
+        ({"threads": 2**40}, basisopt.PipelineError, "at most 1024"),
         ({"samples": 0}, basisopt.PipelineError, "samples"),
         ({"samples": 1.5}, TypeError, "samples"),
         ({"tolerance": -1.0}, basisopt.PipelineError, "tolerance"),
@@ -257,4 +258,4 @@ def test_models_that_contradict_themselves(glyphnet):
 def test_checks_that_fail_say_what_to_do(glyphnet):
     with pytest.raises(basisopt.CheckError, match="check=False"):
         basisopt.optimize(glyphnet, FOLD, tolerance=0.0)
-    assert basisopt.optimize(glyphnet, FOLD, tolerance=0.0, check=False).changed
+    assert basisopt.optimize(glyphnet, FOLD, tolerance=0.0, check=False).report["rewrites"] > 0
