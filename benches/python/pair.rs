@@ -1,4 +1,4 @@
-//! The Rust half of `benches/python_overhead.py`: a pipeline over a model in memory, bytes to bytes, once for every line on
+//! The Rust half of `benches/python/overhead.py`: a pipeline over a model in memory, bytes to bytes, once for every line on
 //! standard input. Each answer is a line of JSON: seconds, and a checksum of the result.
 //!
 //! ```text

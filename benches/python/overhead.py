@@ -3,7 +3,7 @@
 
     pip install ./src/python
     cargo build --release --example python_pair
-    python benches/python_overhead.py network.onnx "@fold,factorize-conv:energy=0.9"
+    python benches/python/overhead.py network.onnx "@fold,factorize-conv:energy=0.9"
 
 Both live in processes of their own that are warm, and take turns; the order within a round changes. Prints both medians,
 the median of the rounds' ratios, and the same for calls from Python with an onnx.ModelProto in and out, where onnx is
