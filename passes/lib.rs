@@ -55,6 +55,7 @@ pub use driver::registry::Registry;
 pub use driver::remark::{Refusal, Remark, RemarkKind};
 pub use driver::rule::{Proposal, Rule, RulePass, apply_everywhere};
 pub use fine_tune::trainable;
+pub use plan::Method;
 
 // The built-in passes by name, for pipelines that are put together in Rust (`Pipeline::then`).
 pub use allocate_ranks::INFO as ALLOCATE_RANKS;

@@ -16,7 +16,7 @@ pub(crate) use weights::{check_values, plan as plan_by_weights};
 
 /// What factors are made from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Method {
+pub enum Method {
     /// Weights alone.
     Weights,
     /// The principal components of the layer's output in the original network.
@@ -33,6 +33,11 @@ impl Method {
             Self::Output => "output",
             Self::Sequential => "sequential",
         }
+    }
+
+    /// The method of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Weights, Self::Output, Self::Sequential].into_iter().find(|m| m.name() == name)
     }
 }
 
@@ -80,9 +85,7 @@ impl Selection {
     /// # Errors
     /// [`OptionError::Conflict`] if more than one rule for ranks is given.
     pub fn read(pass: &str, options: &Options) -> Result<Self, OptionError> {
-        let method = options.get("method").and_then(|name| {
-            [Method::Weights, Method::Output, Method::Sequential].into_iter().find(|m| m.name() == name)
-        });
+        let method = options.get("method").and_then(Method::from_name);
         Ok(Self {
             rule: RankRule::from_options(pass, options)?,
             method,

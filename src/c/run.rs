@@ -192,7 +192,7 @@ impl Job {
                 tolerance: options.tolerance,
                 calibration: calibration.as_ref().map(|samples| samples as &dyn Samples),
                 train,
-                observer: None,
+                ..OptimizeOptions::default()
             },
         )?;
         Done::new(&model, &done.summary())

@@ -5,7 +5,7 @@ mod report;
 use crate::engine::EngineArg;
 use crate::host::CliHost;
 use crate::network::RunArgs;
-use crate::opt::{explain, give_up};
+use crate::opt::{self, give_up};
 use crate::progress::interrupted;
 use crate::table::{Format, emit};
 use crate::training::{CliSession, TrainArgs};
@@ -17,7 +17,6 @@ use crate::{
     network,
 };
 use basisopt_embed::material::HELD_OUT;
-use basisopt_embed::optimize::refuse_non_finite;
 use basisopt_embed::{CompressOptions, EmbedError, Method, Recipe, RecipeError, Settings, Use, compress};
 use basisopt_runtime::Dataset;
 use report::{JsonReport, curves};
@@ -224,8 +223,6 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         None => CliSession::none(),
     };
     work::import_notes(&mut model, globals.quiet);
-    refuse_non_finite(&model)?;
-    network::check_dims(&file, &model.graph, &args.run.dims)?;
     let n_validated = material.judged.as_ref().map_or(0, Dataset::len);
     let mut watcher = Watcher::new(&host, &likely, Shown { lines: !globals.quiet, ..Shown::default() });
     let options = CompressOptions {
@@ -318,9 +315,8 @@ fn usage(error: RecipeError) -> Usage {
 /// An error of the library, with the flags to change.
 fn of_embed(error: EmbedError, model: &Path) -> anyhow::Error {
     match error {
-        EmbedError::Manager { file, source } => explain(*source, &file),
         EmbedError::Runtime(error) => data::explain(error, model),
         EmbedError::Recipe(error) => usage(error).into(),
-        error => error.into(),
+        error => opt::of_embed(error),
     }
 }

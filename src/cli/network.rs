@@ -185,7 +185,12 @@ fn name_of(path: &Path) -> String {
 /// # Errors
 /// Naming the sizes that are open.
 pub(crate) fn check_dims(file: &str, graph: &Graph, dims: &[(String, usize)]) -> anyhow::Result<()> {
-    basisopt_embed::optimize::check_dims(file, graph, dims).map_err(|e| match e {
+    basisopt_embed::optimize::check_dims(file, graph, dims).map_err(dim_error)
+}
+
+/// A complaint about a size, in the words of the command line.
+pub(crate) fn dim_error(error: EmbedError) -> anyhow::Error {
+    match error {
         EmbedError::Dim { file, name, open } if open.is_empty() => {
             anyhow!("{file}: --dim {name}=…: all sizes of its inputs are fixed")
         }
@@ -193,7 +198,7 @@ pub(crate) fn check_dims(file: &str, graph: &Graph, dims: &[(String, usize)]) ->
             anyhow!("{file}: --dim {name}=…: its open sizes are {}", open.join(", "))
         }
         other => other.into(),
-    })
+    }
 }
 
 /// What to do about files of other frameworks.

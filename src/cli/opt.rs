@@ -10,22 +10,21 @@ use crate::watch::{Shown, Watcher};
 use crate::work::{self, CheckArgs, bytes, count, time};
 use crate::{Globals, INTERRUPTED, Usage, network};
 use anyhow::{Context as _, anyhow};
-use basisopt_embed::examples::DatasetExamples;
-use basisopt_embed::optimize::refuse_non_finite;
-use basisopt_embed::samples::{SAMPLES, calibration_memory};
-use basisopt_embed::{DataSamples, PassSummary, Settings, Size, TractExecutor};
+use basisopt_embed::optimize::Summary;
+use basisopt_embed::samples::SAMPLES;
+use basisopt_embed::{
+    DataSamples, EmbedError, OptimizeOptions, Optimized, Settings, TractExecutor, TrainOn, optimize,
+};
 use basisopt_onnx::Model;
 use basisopt_passes::cost::Cost;
-use basisopt_passes::{
-    Calibration, Fidelity, Manager, ManagerError, PassReport, Pipeline, Remark, RemarkKind, Report,
-    Session as _, Training, n_classes,
-};
+use basisopt_passes::{Fidelity, ManagerError, PassReport, Pipeline, RemarkKind, Report, Samples};
 use basisopt_runtime::ModelConfig;
 use clap::ValueEnum;
 use serde::Serialize;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -129,12 +128,8 @@ pub(crate) fn parse_tolerance(text: &str) -> Result<f64, String> {
 struct JsonReport<'a> {
     file: &'a str,
     output: Option<String>,
-    pipeline: String,
-    rewrites: usize,
-    passes: Vec<PassSummary<'a>>,
-    before: &'a Size,
-    after: &'a Size,
-    remarks: Vec<&'a Remark>,
+    #[serde(flatten)]
+    summary: Summary<'a>,
 }
 
 pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
@@ -158,15 +153,10 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let mut model = network::model(&args.model)?;
     let file = model.source().file().to_owned();
     work::import_notes(&mut model, globals.quiet);
-    network::check_dims(model.source().file(), &model.graph, &args.check.dims)?;
-    if !pipeline.items.is_empty() {
-        refuse_non_finite(&model)?;
-    }
-    let before = Size::of_source(&model, &args.check.dims);
-
-    let mut executor = args.check.executor(&model, &args.model)?;
+    network::check_dims(&file, &model.graph, &args.check.dims)?;
+    let check_on = args.check.data(&args.model)?;
     let samples = match &args.calibrate {
-        Some(path) => Some(calibration(&args, path, &model, &executor)?),
+        Some(path) => Some(calibration(&args, path, &model)?),
         None => None,
     };
     let data = match &args.train {
@@ -182,26 +172,11 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
                     ModelConfig::path_beside(by).display()
                 );
             }
-            let (dataset, preprocess) =
-                data.require(by).with_context(|| format!("--train {}", path.display()))?;
-            let n = (dataset.len() / 10).max(1);
-            let (validation, rest) = dataset.split(n, args.check.seed.wrapping_add(1));
-            Some((rest, validation, preprocess))
+            Some(data.require(by).with_context(|| format!("--train {}", path.display()))?)
         }
         None => None,
     };
     let original = args.original.as_deref().map(network::model).transpose()?;
-    let settings = Settings { host: &host, stop: std::sync::Arc::new(interrupted), ..Settings::default() };
-    let (train_on, validate_on) = match &data {
-        Some((rest, validation, preprocess)) => {
-            let input = executor.image_input(&model.graph).map_err(|e| anyhow!("{file}: {e}"))?;
-            let n_classes = n_classes(&model.graph);
-            let examples = |set| DatasetExamples::new(set, preprocess, &input, n_classes, &settings);
-            (Some(examples(rest)?), Some(examples(validation)?))
-        }
-        None => (None, None),
-    };
-    host.end();
     let output = args.output.as_deref().filter(|o| *o != Path::new("-"));
     let trains = pipeline.items.iter().any(|i| i.info.fidelity == Fidelity::Trained);
     let flags = &args.training;
@@ -226,34 +201,39 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         print_after: args.print_after.clone(),
     };
     let mut watcher = Watcher::new(&host, &pipeline, shown);
-    let mut manager = Manager {
-        seed: args.check.seed,
-        host: &host,
-        budget: args.stop_after.unwrap_or(usize::MAX),
-        tolerance: args.tolerance,
-        ..Manager::default()
+    let original = original.as_ref().map(|m| &m.graph);
+    let options = OptimizeOptions {
+        settings: Settings {
+            seed: args.check.seed,
+            dims: args.check.dims.clone(),
+            host: &host,
+            stop: Arc::new(interrupted),
+            ..Settings::default()
+        },
+        unchecked: args.no_check,
+        tolerance: Some(args.tolerance),
+        check_on,
+        stop_after: args.stop_after,
+        calibration: samples.as_ref().map(|s| s as &dyn Samples),
+        train: data.map(|(dataset, preprocess)| TrainOn {
+            dataset,
+            preprocess,
+            original,
+            session: &mut session,
+        }),
+        observer: Some(&mut watcher),
     };
-    manager.is_checked = !args.no_check;
-    manager.executor = Some(&mut executor);
-    manager.calibration = samples.as_ref().map(|s| Calibration { samples: s, memory: calibration_memory() });
-    if let (Some(examples), Some(validation)) = (&train_on, &validate_on) {
-        let original = original.as_ref().map(|m| &m.graph);
-        manager.training = Some(Training { examples, validation, original, session: &mut session });
-    }
-    let result = manager.run(&mut model.graph, &pipeline, &mut watcher);
+    let result = optimize(&mut model, &pipeline, options);
     host.end();
-    session.ended();
-    let report = match result {
-        Err(e) if work::was_interrupted(&e) => return Ok(give_up(&file)),
-        result => result.map_err(|e| explain(e, &file))?,
+    let done = match result {
+        Err(EmbedError::Interrupted) => return Ok(give_up(&file)),
+        result => result.map_err(of_embed)?,
     };
     watcher.finish()?;
     if interrupted() {
         return Ok(give_up(&file));
     }
 
-    let after = Size::of_written(model.source(), &model.graph, &args.check.dims)?;
-    let sizes = (&before, &after);
     match &args.output {
         Some(output) if output == Path::new("-") => {
             let encoded = model.to_bytes()?;
@@ -275,27 +255,24 @@ pub(crate) fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         None => {}
     }
     if !globals.quiet {
-        eprint!("{}", summary(&args, &report, sizes));
+        eprint!("{}", summary(&args, &done));
     }
     if args.format == Format::Json {
-        emit(&json(&json_report(&args, &file, &pipeline, &report, sizes))?)?;
+        let output = args.output.as_ref().map(|o| o.display().to_string());
+        emit(&json(&JsonReport { file: &file, output, summary: done.summary() })?)?;
     } else if args.remarks == Some(Remarks::Json) {
-        emit(&json(&report.remarks().collect::<Vec<_>>())?)?;
+        emit(&json(&done.report.remarks().collect::<Vec<_>>())?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The images of `--calibrate`.
-fn calibration(
-    args: &Args,
-    path: &Path,
-    model: &Model,
-    executor: &TractExecutor,
-) -> anyhow::Result<DataSamples> {
+fn calibration(args: &Args, path: &Path, model: &Model) -> anyhow::Result<DataSamples> {
     let data = DataArgs { data: Some(path.to_owned()), ..DataArgs::default() };
     let (dataset, preprocess) = data.require(&args.model)?;
+    let executor = TractExecutor::new(model.source().clone()).with_dims(args.check.dims.clone());
     let (dataset, _) = dataset.split(usize::try_from(args.samples).unwrap_or(usize::MAX), args.check.seed);
-    let samples = DataSamples::new(dataset, preprocess, &model.graph, executor);
+    let samples = DataSamples::new(dataset, preprocess, &model.graph, &executor);
     samples.map_err(|e| anyhow!("{}: --calibrate {}: {e}", model.source().file(), path.display()))
 }
 
@@ -338,6 +315,15 @@ pub(crate) fn explain(error: ManagerError, file: &str) -> anyhow::Error {
     anyhow!("{file}: {error}{remedy}")
 }
 
+/// An error of the library, with what to do about it.
+pub(crate) fn of_embed(error: EmbedError) -> anyhow::Error {
+    match error {
+        EmbedError::Manager { file, source } => explain(*source, &file),
+        error @ EmbedError::Dim { .. } => network::dim_error(error),
+        error => error.into(),
+    }
+}
+
 /// Number of nodes that a pass looked at and left alone, and that no pass changed.
 pub(crate) fn n_left_alone(report: &Report) -> usize {
     let of = |kind| report.remarks().filter(move |r| r.kind == kind).map(|r| r.node.as_str());
@@ -345,7 +331,8 @@ pub(crate) fn n_left_alone(report: &Report) -> usize {
     of(RemarkKind::Refused).filter(|n| !applied.contains(n)).collect::<BTreeSet<_>>().len()
 }
 
-fn summary(args: &Args, report: &Report, (before, after): (&Size, &Size)) -> String {
+fn summary(args: &Args, done: &Optimized) -> String {
+    let Optimized { before, after, report, .. } = done;
     let mut out = String::new();
     if args.timings {
         out += &timings(report);
@@ -395,23 +382,4 @@ fn timings(report: &Report) -> String {
     }
     rows.add_row(["in all".to_owned(), total(|p| p.time), total(|p| p.overhead)]);
     render(&rows) + "\n"
-}
-
-fn json_report<'a>(
-    args: &Args,
-    file: &'a str,
-    pipeline: &Pipeline,
-    report: &'a Report,
-    (before, after): (&'a Size, &'a Size),
-) -> JsonReport<'a> {
-    JsonReport {
-        file,
-        output: args.output.as_ref().map(|o| o.display().to_string()),
-        pipeline: pipeline.to_string(),
-        rewrites: report.n_rewrites(),
-        passes: report.passes.iter().map(PassSummary::from).collect(),
-        before,
-        after,
-        remarks: report.remarks().collect(),
-    }
 }

@@ -3,17 +3,14 @@
 use crate::progress::{Progress, interrupted};
 use crate::work;
 use anyhow::{Context as _, anyhow};
+use basisopt_embed::training::{Checkpoints, EpochLine};
 use basisopt_passes::Session;
-use basisopt_train::checkpoint;
 use basisopt_train::watch::{self, Epoch, Watch};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-
-/// How often a checkpoint is written in the course of an epoch.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
 /// Flags of commands that train.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -46,17 +43,9 @@ impl TrainArgs {
 /// One epoch, in the log and in reports.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct LogLine {
-    /// Which run of training in the pipeline, from 1.
-    pub run: usize,
-    epoch: f64,
-    loss: Option<f64>,
-    accuracy: Option<f64>,
-    validation_loss: f64,
-    validation_accuracy: Option<f64>,
-    is_best: bool,
-    rate: f64,
+    #[serde(flatten)]
+    pub line: EpochLine,
     images_per_second: Option<f64>,
-    seconds: f64,
 }
 
 /// With two decimals at most.
@@ -71,16 +60,10 @@ pub(crate) struct CliSession {
     /// The step at which this run began or was taken up again.
     first_step: Option<u64>,
     log: Option<File>,
-    checkpoint: Option<PathBuf>,
-    resume: bool,
-    /// Which run of training in the pipeline, from 1.
-    run: usize,
-    /// The last checkpoint of each run so far.
-    runs: Vec<Vec<u8>>,
+    checkpoints: Checkpoints,
     started: Instant,
     /// When the last event was, for the speed of training alone.
     last: Instant,
-    kept: Instant,
     trained: Duration,
     n_images: usize,
     /// Every epoch so far.
@@ -96,13 +79,9 @@ impl CliSession {
             progress: None,
             first_step: None,
             log: None,
-            checkpoint: None,
-            resume: false,
-            run: 0,
-            runs: Vec::new(),
+            checkpoints: Checkpoints::new(None, false),
             started: now,
             last: now,
-            kept: now,
             trained: Duration::ZERO,
             n_images: 0,
             history: Vec::new(),
@@ -144,15 +123,14 @@ impl CliSession {
         Ok(Self {
             quiet,
             log: args.log.as_ref().map(open).transpose()?,
-            checkpoint,
-            resume: args.resume,
+            checkpoints: Checkpoints::new(checkpoint, args.resume),
             ..Self::none()
         })
     }
 
     /// The output is written: the checkpoint has served.
     pub(crate) fn finish(&self, args: &TrainArgs) {
-        if let (None, Some(path)) = (&args.checkpoint, &self.checkpoint) {
+        if let (None, Some(path)) = (&args.checkpoint, self.checkpoints.path()) {
             // It may never have been written.
             let _ = std::fs::remove_file(path);
         }
@@ -174,18 +152,8 @@ impl CliSession {
     }
 
     fn line(&self, e: &Epoch, images_per_second: Option<f64>) -> LogLine {
-        LogLine {
-            run: self.run,
-            epoch: e.epoch,
-            loss: e.loss,
-            accuracy: e.accuracy,
-            validation_loss: e.validation.loss,
-            validation_accuracy: e.validation.accuracy,
-            is_best: e.is_best,
-            rate: e.rate,
-            images_per_second,
-            seconds: self.started.elapsed().as_secs_f64(),
-        }
+        let line = EpochLine::new(self.checkpoints.run(), e, self.started.elapsed().as_secs_f64());
+        LogLine { line, images_per_second }
     }
 }
 
@@ -254,21 +222,14 @@ impl Watch for CliSession {
     }
 
     fn wants_checkpoint(&mut self) -> bool {
-        self.checkpoint.is_some() && self.kept.elapsed() >= CHECKPOINT_EVERY
+        self.checkpoints.is_due()
     }
 
     fn keep(&mut self, checkpoint: &[u8]) -> Result<(), String> {
-        self.kept = Instant::now();
-        let Some(path) = self.checkpoint.clone() else { return Ok(()) };
-        // Runs that are over keep their last state, so that a resumed pipeline passes over them.
-        self.runs.resize(self.run.max(1), Vec::new());
-        if let Some(last) = self.runs.last_mut() {
-            *last = checkpoint.to_vec();
-        }
-        let all = checkpoint::join(&self.runs).map_err(|e| e.to_string())?;
-        work::write_whole(&path, &all).map_err(|e| format!("{e:#}"))?;
-        if interrupted() {
-            self.say(&format!("kept in {}; go on with --resume", path.display()));
+        self.checkpoints.keep(checkpoint)?;
+        if let (Some(path), true) = (self.checkpoints.path(), interrupted()) {
+            let text = format!("kept in {}; go on with --resume", path.display());
+            self.say(&text);
         }
         Ok(())
     }
@@ -281,17 +242,10 @@ impl Session for CliSession {
 
     fn resume(&mut self) -> Option<Vec<u8>> {
         self.last = Instant::now();
-        self.run += 1;
         (self.progress, self.first_step) = (None, None);
-        if self.checkpoint.is_none() {
+        if self.checkpoints.path().is_none() {
             self.say("no checkpoints are kept: give -o or --checkpoint FILE");
         }
-        let path = self.checkpoint.as_ref().filter(|_| self.resume)?;
-        if self.runs.is_empty() {
-            // A file that cannot be read or taken apart is no checkpoint, which is said then.
-            let bytes = std::fs::read(path).unwrap_or_default();
-            self.runs = checkpoint::split(&bytes).unwrap_or_else(|_| vec![bytes]);
-        }
-        self.runs.get(self.run - 1).cloned()
+        self.checkpoints.begin()
     }
 }

@@ -8,6 +8,7 @@ use basisopt_embed::TractExecutor;
 use basisopt_ir::infer;
 use basisopt_onnx::Model;
 use basisopt_passes::{ManagerError, PassError};
+use basisopt_runtime::{Dataset, Preprocess};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,10 +38,19 @@ impl CheckArgs {
     /// If the data of `--check-data` cannot be opened.
     pub(crate) fn executor(&self, model: &Model, path: &Path) -> anyhow::Result<TractExecutor> {
         let executor = TractExecutor::new(model.source().clone()).with_dims(self.dims.clone());
-        let Some(data) = &self.check_data else { return Ok(executor) };
-        let args = DataArgs { data: Some(data.clone()), ..DataArgs::default() };
-        let (dataset, preprocess) = args.require(path)?;
-        Ok(executor.with_data(dataset, preprocess))
+        Ok(match self.data(path)? {
+            Some((dataset, preprocess)) => executor.with_data(dataset, preprocess),
+            None => executor,
+        })
+    }
+
+    /// The images of `--check-data`.
+    ///
+    /// # Errors
+    /// If they cannot be opened.
+    pub(crate) fn data(&self, path: &Path) -> anyhow::Result<Option<(Dataset, Preprocess)>> {
+        let Some(data) = &self.check_data else { return Ok(None) };
+        DataArgs { data: Some(data.clone()), ..DataArgs::default() }.require(path).map(Some)
     }
 
     /// Starts the threads for decompositions.
@@ -134,15 +144,8 @@ pub(crate) fn check_outputs(
 /// # Errors
 /// If the disk refuses; what was there is then still there.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let partial = path.with_file_name(name);
-    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        // A leftover of a failed write is of no use to anybody.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.with_context(|| format!("cannot write {}", path.display()))
+    basisopt_embed::training::write_whole(path, bytes)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Whether a pipeline stopped because of Ctrl-C.

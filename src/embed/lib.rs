@@ -25,6 +25,7 @@
 //! | [`executor`] | the check of the pass manager, by tract |
 //! | [`mod@measure`] | the network before and after |
 //! | [`ladder`], [`layers`], [`report`] | what was done, as data |
+//! | [`training`] | epochs and checkpoints of training |
 
 pub mod compress;
 mod error;
@@ -39,6 +40,7 @@ pub mod recipe;
 pub mod report;
 pub mod samples;
 mod settings;
+pub mod training;
 
 pub use compress::{CompressOptions, Compressed, compress};
 pub use error::EmbedError;
@@ -47,10 +49,12 @@ pub use layers::Layer;
 pub use material::{Material, Use};
 pub use measure::Measured;
 pub use optimize::{OptimizeOptions, Optimized, TrainOn, optimize, parse};
-pub use recipe::{Method, Recipe, RecipeError};
+pub use recipe::{Recipe, RecipeError};
 pub use report::{PassSummary, Size};
 pub use samples::DataSamples;
 pub use settings::{Settings, Stop};
 
 #[doc(no_inline)]
 pub use basisopt_onnx::Model;
+#[doc(no_inline)]
+pub use basisopt_passes::Method;

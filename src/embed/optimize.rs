@@ -24,6 +24,10 @@ pub struct OptimizeOptions<'a> {
     pub unchecked: bool,
     /// What exact passes may move outputs by, relative; [`EXACT_TOLERANCE`] where it is `None`.
     pub tolerance: Option<f64>,
+    /// Images for the numerical check, and how they become inputs; random numbers without.
+    pub check_on: Option<(Dataset, Preprocess)>,
+    /// Stops after so many rewrites in all.
+    pub stop_after: Option<usize>,
     /// Inputs that data-aware passes learn from: a [`DataSamples`](crate::DataSamples), or a source of the caller's own.
     pub calibration: Option<&'a dyn Samples>,
     /// What passes that train may train on.
@@ -112,7 +116,16 @@ pub fn optimize(
     pipeline: &Pipeline,
     options: OptimizeOptions<'_>,
 ) -> Result<Optimized, EmbedError> {
-    let OptimizeOptions { settings, unchecked, tolerance, calibration, train, observer } = options;
+    let OptimizeOptions {
+        settings,
+        unchecked,
+        tolerance,
+        check_on,
+        stop_after,
+        calibration,
+        train,
+        observer,
+    } = options;
     let file = model.source().file().to_owned();
     // What one is not asked to change, one need not find fault with.
     if !pipeline.items.is_empty() {
@@ -121,6 +134,9 @@ pub fn optimize(
     check_dims(&file, &model.graph, &settings.dims)?;
     let before = Size::of_source(model, &settings.dims);
     let mut executor = TractExecutor::with_settings(model.source().clone(), &settings);
+    if let Some((dataset, preprocess)) = check_on {
+        executor = executor.with_data(dataset, preprocess);
+    }
     let trains = pipeline.items.iter().any(|i| i.info.fidelity == Fidelity::Trained);
     let (parts, mut training) = match train {
         Some(train) => {
@@ -148,6 +164,7 @@ pub fn optimize(
         executor: Some(&mut executor),
         is_checked: !unchecked,
         calibration: calibration.map(|samples| Calibration { samples, memory: calibration_memory() }),
+        budget: stop_after.unwrap_or(usize::MAX),
         tolerance: tolerance.unwrap_or(EXACT_TOLERANCE),
         ..Manager::default()
     };

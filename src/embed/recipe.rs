@@ -5,7 +5,7 @@
 //! ```
 
 use crate::ladder;
-use basisopt_passes::{OptionError, Pipeline, PipelineError, Quantity, Registry, Target};
+use basisopt_passes::{Method, OptionError, Pipeline, PipelineError, Quantity, Registry, Target};
 use std::fmt::Write as _;
 
 /// The passes that make the network smaller.
@@ -13,33 +13,6 @@ pub const PASSES: [&str; 2] = ["factorize-conv", "factorize-linear"];
 /// What is done where neither a budget nor a rule is given: with data, and without.
 const DEFAULT_BUDGET: &str = "drop:1.0";
 const DEFAULT_ENERGY: &str = "0.95";
-
-/// What factors are made from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Method {
-    /// Singular values of the weights alone (the paper).
-    Weights,
-    /// Principal components of each layer's output in the original.
-    Output,
-    /// Regression on what the compressed layers before it really give.
-    Sequential,
-}
-
-impl Method {
-    /// The name in pipelines and reports.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Weights => "weights",
-            Self::Output => "output",
-            Self::Sequential => "sequential",
-        }
-    }
-
-    /// The method of this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [Self::Weights, Self::Output, Self::Sequential].into_iter().find(|m| m.name() == name)
-    }
-}
 
 /// What is wanted. Without any of `budget`, `energy` and `ranks` at most one point of accuracy is given up where there are
 /// data, and 95 % of every layer's energy kept where there are none.

@@ -1,17 +1,14 @@
 //! The world as passes see it from a call: files, progress, interruption, training.
 
 use crate::work::Shared;
+use basisopt_embed::training::{Checkpoints, EpochLine};
 use basisopt_ir::Graph;
 use basisopt_passes::{Host, Item, Observer, Session};
-use basisopt_train::checkpoint;
 use basisopt_train::watch::{Epoch, Progress, Watch};
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// How often a checkpoint is written in the course of an epoch.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+use std::time::Instant;
 
 /// Files, progress and interruption.
 #[derive(Debug)]
@@ -53,21 +50,6 @@ impl Observer for Stages {
     }
 }
 
-/// One epoch, in the report.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct EpochLine {
-    /// Which run of training in the pipeline, from 1.
-    run: usize,
-    epoch: f64,
-    loss: Option<f64>,
-    accuracy: Option<f64>,
-    validation_loss: f64,
-    validation_accuracy: Option<f64>,
-    is_best: bool,
-    rate: f64,
-    seconds: f64,
-}
-
 /// What training said, in the report.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct TrainingLog {
@@ -88,40 +70,28 @@ pub(crate) struct Checkpoint {
 #[derive(Debug)]
 pub(crate) struct CallSession {
     shared: Arc<Shared>,
-    checkpoint: Option<Checkpoint>,
-    run: usize,
-    /// The last checkpoint of each run so far.
-    runs: Vec<Vec<u8>>,
+    checkpoints: Checkpoints,
     started: Instant,
-    kept: Instant,
     log: TrainingLog,
 }
 
 impl CallSession {
     /// A session that keeps checkpoints if there is a file for them.
     pub(crate) fn new(shared: Arc<Shared>, checkpoint: Option<Checkpoint>) -> Self {
-        let now = Instant::now();
-        let log = TrainingLog::default();
-        Self { shared, checkpoint, run: 0, runs: Vec::new(), started: now, kept: now, log }
+        let checkpoints = match checkpoint {
+            Some(Checkpoint { path, resume }) => Checkpoints::new(Some(path), resume),
+            None => Checkpoints::new(None, false),
+        };
+        Self { shared, checkpoints, started: Instant::now(), log: TrainingLog::default() }
     }
 
     /// What was said; `None` if nothing was trained.
     pub(crate) fn log(&self) -> Option<&TrainingLog> {
-        (self.run > 0).then_some(&self.log)
+        (self.checkpoints.run() > 0).then_some(&self.log)
     }
 
     fn line(&self, e: &Epoch) -> EpochLine {
-        EpochLine {
-            run: self.run,
-            epoch: e.epoch,
-            loss: e.loss,
-            accuracy: e.accuracy,
-            validation_loss: e.validation.loss,
-            validation_accuracy: e.validation.accuracy,
-            is_best: e.is_best,
-            rate: e.rate,
-            seconds: self.started.elapsed().as_secs_f64(),
-        }
+        EpochLine::new(self.checkpoints.run(), e, self.started.elapsed().as_secs_f64())
     }
 }
 
@@ -157,44 +127,16 @@ impl Watch for CallSession {
     }
 
     fn wants_checkpoint(&mut self) -> bool {
-        self.checkpoint.is_some() && self.kept.elapsed() >= CHECKPOINT_EVERY
+        self.checkpoints.is_due()
     }
 
     fn keep(&mut self, state: &[u8]) -> Result<(), String> {
-        self.kept = Instant::now();
-        let Some(checkpoint) = &self.checkpoint else { return Ok(()) };
-        // Runs that are over keep their last state, so that a resumed pipeline passes over them.
-        self.runs.resize(self.run.max(1), Vec::new());
-        if let Some(last) = self.runs.last_mut() {
-            *last = state.to_vec();
-        }
-        let all = checkpoint::join(&self.runs).map_err(|e| e.to_string())?;
-        write_whole(&checkpoint.path, &all).map_err(|e| format!("{}: {e}", checkpoint.path.display()))
+        self.checkpoints.keep(state)
     }
 }
 
 impl Session for CallSession {
     fn resume(&mut self) -> Option<Vec<u8>> {
-        self.run += 1;
-        let checkpoint = self.checkpoint.as_ref().filter(|c| c.resume)?;
-        if self.runs.is_empty() {
-            // A file that cannot be read or taken apart is no checkpoint, which is said then.
-            let bytes = std::fs::read(&checkpoint.path).unwrap_or_default();
-            self.runs = checkpoint::split(&bytes).unwrap_or_else(|_| vec![bytes]);
-        }
-        self.runs.get(self.run - 1).cloned()
+        self.checkpoints.begin()
     }
-}
-
-/// Writes a file whole or not at all: beside its place first, then renamed.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let partial = path.with_file_name(name);
-    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        // A leftover of a failed write is of no use to anybody.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
 }

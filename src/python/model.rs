@@ -162,6 +162,7 @@ impl Model {
                 calibration: samples.as_deref(),
                 train,
                 observer: Some(&mut Stages(shared.clone())),
+                ..OptimizeOptions::default()
             };
             let done = optimize(&mut model, &pipeline, options)?;
             Ok((model, done, session))

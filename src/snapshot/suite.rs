@@ -5,8 +5,7 @@ use crate::error::SnapshotError;
 use crate::files;
 use crate::snapshot::{Settings, Snapshot};
 use crate::spec::{Case, EXTENSION, Spec};
-use basisopt_passes::{Globs, Host, Registry};
-use std::any::Any;
+use basisopt_passes::{Globs, Host, Registry, panic_message};
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -207,7 +206,10 @@ impl Suite {
             Ok(Ok(snapshot)) => snapshot,
             Ok(Err(error)) => return Status::Failed(error.to_string()),
             Err(panic) => {
-                return Status::Failed(format!("the case panicked: {}; this is a bug", message(&*panic)));
+                return Status::Failed(format!(
+                    "the case panicked: {}; this is a bug",
+                    panic_message(&*panic)
+                ));
             }
         };
         match std::fs::read_to_string(&case.file) {
@@ -236,11 +238,6 @@ impl Suite {
         };
         Ok(found.into_iter().map(|(_, path)| path).filter(is_orphan).collect())
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
 }
 
 /// Files that options of passes name lie beside the list.

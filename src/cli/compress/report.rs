@@ -53,7 +53,7 @@ pub(super) fn curves<'a>(rungs: &'a [Rung], history: &'a [LogLine]) -> Vec<Curve
     let trained: Vec<&Rung> =
         rungs.iter().filter(|r| r.name.starts_with("fine-tune") && r.skipped.is_none()).collect();
     let curve = |line: &'a LogLine| {
-        let rung = trained.get(line.run.checked_sub(1)?)?;
+        let rung = trained.get(line.line.run.checked_sub(1)?)?;
         Some(Curve { rung: &rung.name, line })
     };
     history.iter().filter_map(curve).collect()

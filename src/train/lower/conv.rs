@@ -1,21 +1,10 @@
 //! Gradients of convolutions.
 
-use super::nodes::{Window, WindowAttrs, places, plane, size};
+use super::nodes::{Window, places, plane, size, window_attrs};
 use super::{At, Unfit};
 use crate::differentiate::builder::Builder;
 use basisopt_ir::ValueId;
 use basisopt_ir::op;
-
-macro_rules! attrs {
-    ($op:expr) => {
-        WindowAttrs {
-            auto_pad: $op.auto_pad,
-            dilations: &$op.dilations,
-            pads: &$op.pads,
-            strides: &$op.strides,
-        }
-    };
-}
 
 /// The adjoint of a convolution: a transposed one with the same weight. What is padding there is cut off here, and
 /// elements that no position reads are zero, which is what `output_padding` adds.
@@ -42,7 +31,7 @@ pub(super) fn transposed(
 
 pub(super) fn input_grad(b: &mut Builder, at: &At, op: &op::ConvInputGrad) -> Result<ValueId, Unfit> {
     let (dy, w, x) = (at.input(0)?, at.input(1)?, at.input(2)?);
-    let windows = attrs!(op).windows(&plane(b, w)?, &plane(b, x)?, &plane(b, dy)?)?;
+    let windows = window_attrs!(op).windows(&plane(b, w)?, &plane(b, x)?, &plane(b, dy)?)?;
     Ok(transposed(b, dy, w, &windows, op.group))
 }
 
@@ -53,7 +42,7 @@ pub(super) fn weight_grad(b: &mut Builder, at: &At, op: &op::ConvWeightGrad) -> 
     let kernel = plane(b, w)?;
     let (n_outputs, n_inputs) = (size(b, w, 0)?, size(b, w, 1)?);
     let (input, output) = (plane(b, x)?, plane(b, dy)?);
-    let windows = attrs!(op).windows(&kernel, &input, &output)?;
+    let windows = window_attrs!(op).windows(&kernel, &input, &output)?;
     let group = usize::try_from(op.group).ok().filter(|&g| g > 0 && n_outputs % g == 0);
     let group = group.ok_or_else(|| Unfit::because(format!("{} groups", op.group)))?;
     let n = windows.len();

@@ -41,6 +41,19 @@ pub(super) struct WindowAttrs<'a> {
     pub strides: &'a [i64],
 }
 
+/// Those of an operator that has all four of them.
+macro_rules! window_attrs {
+    ($op:expr) => {
+        crate::lower::nodes::WindowAttrs {
+            auto_pad: $op.auto_pad,
+            dilations: &$op.dilations,
+            pads: &$op.pads,
+            strides: &$op.strides,
+        }
+    };
+}
+pub(super) use window_attrs;
+
 impl WindowAttrs<'_> {
     /// The windows along all axes of a plane.
     pub fn windows(&self, kernel: &[usize], input: &[usize], output: &[usize]) -> Result<Vec<Window>, Unfit> {

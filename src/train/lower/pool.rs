@@ -1,22 +1,11 @@
 //! Gradients of pooling.
 
 use super::conv::transposed;
-use super::nodes::{Spread, Window, WindowAttrs, places, plane, size, sizes};
+use super::nodes::{Spread, Window, places, plane, size, sizes, window_attrs};
 use super::{At, Unfit};
 use crate::differentiate::builder::Builder;
 use basisopt_ir::ValueId;
 use basisopt_ir::op;
-
-macro_rules! attrs {
-    ($op:expr) => {
-        WindowAttrs {
-            auto_pad: $op.auto_pad,
-            dilations: &$op.dilations,
-            pads: &$op.pads,
-            strides: &$op.strides,
-        }
-    };
-}
 
 fn kernel(list: &[i64]) -> Result<Vec<usize>, Unfit> {
     let kernel: Option<Vec<usize>> = list.iter().map(|&k| usize::try_from(k).ok()).collect();
@@ -27,7 +16,7 @@ fn kernel(list: &[i64]) -> Result<Vec<usize>, Unfit> {
 pub(super) fn max_grad(b: &mut Builder, at: &At, op: &op::MaxPoolGrad) -> Result<ValueId, Unfit> {
     let (dy, x, y) = (at.input(0)?, at.input(1)?, at.input(2)?);
     let (input, output) = (plane(b, x)?, plane(b, y)?);
-    let windows = attrs!(op).windows(&kernel(&op.kernel_shape)?, &input, &output)?;
+    let windows = window_attrs!(op).windows(&kernel(&op.kernel_shape)?, &input, &output)?;
     let n = windows.len();
     let pads: Vec<(usize, usize)> = windows.iter().map(|w| (w.before, w.room())).collect();
     let padded = b.pad(x, n + 2, 2, &pads, (f64::NEG_INFINITY, x));
@@ -80,7 +69,7 @@ pub(super) fn average_grad(b: &mut Builder, at: &At, op: &op::AveragePoolGrad) -
     let (dy, x) = (at.input(0)?, at.input(1)?);
     let (input, output) = (plane(b, x)?, plane(b, dy)?);
     let kernel = kernel(&op.kernel_shape)?;
-    let windows = attrs!(op).windows(&kernel, &input, &output)?;
+    let windows = window_attrs!(op).windows(&kernel, &input, &output)?;
     let n_channels = size(b, x, 1)?;
     let mut shares = vec![1.0];
     for w in &windows {

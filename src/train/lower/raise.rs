@@ -287,25 +287,13 @@ fn newer(graph: &Graph, id: NodeId, op: &Op) -> Newer {
                     Err(_) => return Newer::None("its scales"),
                 },
             };
-            let resize = op::Resize {
-                coordinate_transformation_mode: "asymmetric".to_owned(),
-                nearest_mode: "floor".to_owned(),
-                mode: op.mode.clone(),
-                ..op::Resize::default()
-            };
-            w.by(resize, &[x, Operand::Omitted, scales])
+            w.by(resize_of_old(&op.mode), &[x, Operand::Omitted, scales])
         }
         Op::Slice(op) => slice(w, op),
         // 11
         Op::Resize(op) if graph.opset < 11 => {
             let scales = w.input(1);
-            let resize = op::Resize {
-                coordinate_transformation_mode: "asymmetric".to_owned(),
-                nearest_mode: "floor".to_owned(),
-                mode: op.mode.clone(),
-                ..op::Resize::default()
-            };
-            w.by(resize, &[x, Operand::Omitted, scales])
+            w.by(resize_of_old(&op.mode), &[x, Operand::Omitted, scales])
         }
         Op::Clip(op) if op.min.is_some() || op.max.is_some() => {
             let dtype = graph.value(ValueId::of(id)).ty.dtype.unwrap_or(DType::F32);
@@ -355,6 +343,16 @@ fn newer(graph: &Graph, id: NodeId, op: &Op) -> Newer {
         Op::ReduceProd(op) => with_axes_as_input!(w, op),
         Op::ReduceL2(op) => with_axes_as_input!(w, op),
         _ => Newer::Same,
+    }
+}
+
+/// What operators before opset 11 did.
+fn resize_of_old(mode: &str) -> op::Resize {
+    op::Resize {
+        coordinate_transformation_mode: "asymmetric".to_owned(),
+        nearest_mode: "floor".to_owned(),
+        mode: mode.to_owned(),
+        ..op::Resize::default()
     }
 }
 
