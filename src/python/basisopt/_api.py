@@ -70,6 +70,8 @@ def optimize(
     if not isinstance(pipeline, str):
         raise TypeError(f"pipeline: expected text, found {type(pipeline).__qualname__}")
     limit = 1000 if samples is None else _count(samples, "samples")
+    if train is None and (checkpoint is not None or resume):
+        raise PipelineError("checkpoint and resume are for training: give train")
     options = _common(source, seed=seed, dims=dims, output=output, checkpoint=checkpoint, resume=resume)
     options |= _images(mean, std, scale, layout, channels, resize, crop, label_offset, config)
     options |= {
@@ -151,9 +153,12 @@ def compress(
     Everything else is as in `optimize`.
     """
     source = read(model, base_dir)
-    limit = None if fine_tune is not None and fine_tune is not False else _data.n_needed(
-        None if samples is None else _count(samples, "samples")
-    )
+    fine_tune = "" if fine_tune is True else None if fine_tune is False else fine_tune
+    if fine_tune is None and (checkpoint is not None or resume):
+        raise PipelineError("checkpoint and resume are for training: give fine_tune")
+    n_samples = None if samples is None else _count(samples, "samples")
+    # What is trained on is read to its end.
+    limit = _data.n_needed(n_samples) if fine_tune is None else None
     options = _common(source, seed=seed, dims=dims, output=output, checkpoint=checkpoint, resume=resume)
     options |= _images(mean, std, scale, layout, channels, resize, crop, label_offset, config)
     ranks_path, ranks_text = _ranks(ranks)
@@ -168,7 +173,7 @@ def compress(
         "multiple": multiple,
         "include": _globs(include, "include"),
         "exclude": _globs(exclude, "exclude"),
-        "fine_tune": "" if fine_tune is True else None if fine_tune is False else fine_tune,
+        "fine_tune": fine_tune,
         "goal": goal,
         "samples": samples,
         "batch": batch,

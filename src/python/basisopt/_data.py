@@ -58,7 +58,9 @@ def images(data: Any, labels: Any, core: _basisopt.Model, name: str, limit: int 
         array = _checked(_array(data), name)
         if array.ndim < 2:
             raise DataError(f"{name}: an array of shape {list(array.shape)} holds no images; expected [N, …]")
-        packed = _packed([array], name)
+        if len(array) == 0:
+            raise DataError(f"{name}: there are no images in an array of shape {list(array.shape)}")
+        packed: dict[str, Any] = {"name": name, "array": _plain(array)}
     else:
         packed, own = _collected(data, core, name, limit, want_labels=labels is not False)
         labels = own if labels is None else labels
@@ -131,37 +133,36 @@ def _collected(
     described = core.inputs()
     rank = len(described[0][2]) if len(described) == 1 and described[0][2] else None
     own_names = tuple(n for n, _, _ in described)
-    arrays: list[np.ndarray] = []
+    first: np.ndarray | None = None
+    parts: list[bytes] = []
     labels: list[int] = []
     n = n_labelled = 0
     for i, item in enumerate(_iterator(data)):
         at = f"{name}: item {i}"
         found, label = _pair(item, own_names + _IMAGES, at)
-        array = _checked(_array(found), at)
-        if array.dtype == object or array.dtype.kind in "USV":
-            raise DataError(f"{at}: expected an image or a batch, found {_kind(found)}")
-        array = _batched(array, rank, at)
-        if arrays and (array.shape[1:] != arrays[0].shape[1:] or array.dtype != arrays[0].dtype):
-            before = arrays[0]
+        array = _batched(_checked(_array(found), at), rank, at)
+        first = array if first is None else first
+        if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
             raise DataError(
                 f"{at}: images of shape {list(array.shape[1:])} and type {array.dtype}, but of shape "
-                f"{list(before.shape[1:])} and type {before.dtype} before"
+                f"{list(first.shape[1:])} and type {first.dtype} before"
             )
+        taken = len(array) if limit is None else min(len(array), limit - n)
         if label is not None and want_labels:
-            labels += _labels(label, len(array), at)
-            n_labelled += len(array)
-        # A loader may use its buffer again for the next batch.
-        arrays.append(np.array(array))
-        n += len(array)
+            labels += _labels(label, len(array), at)[:taken]
+            n_labelled += taken
+        # Packed at once: a loader may use its buffer again for the next batch.
+        parts.append(_plain(array[:taken])[2])
+        n += taken
         if limit is not None and n >= limit:
             break
-    if n == 0:
+    if first is None or n == 0:
         raise DataError(f"{name}: there are no images in it (a generator that was used before is empty)")
     if n_labelled not in (0, n):
         raise DataError(f"{name}: {n_labelled} of {n} images have a label; all must have one, or none")
-    keep = n if limit is None else min(n, limit)
-    arrays[-1] = arrays[-1][: len(arrays[-1]) - (n - keep)]
-    return _packed(arrays, name), labels[:keep] if n_labelled else None
+    dtype, shape, _ = _plain(first[:0])
+    packed = {"name": name, "array": (dtype, [n, *shape[1:]], b"".join(parts))}
+    return packed, labels if n_labelled else None
 
 
 def _iterator(data: Any) -> Iterator[Any]:
@@ -192,9 +193,14 @@ def _pair(item: Any, image_names: tuple[str, ...], at: str) -> tuple[Any, Any]:
 
 def _is_sample(value: Any, like: Any) -> bool:
     """Whether this is one more image beside another, and not its label."""
-    if value is None or not _is_array(value):
+    if not _is_array(value) or not _is_array(like):
         return False
-    return np.ndim(value) >= 2 and np.ndim(value) == np.ndim(like)
+    return _rank(value) >= 2 and _rank(value) == _rank(like)
+
+
+def _rank(value: Any) -> int:
+    rank = getattr(value, "ndim", None)
+    return rank if isinstance(rank, int) else _array(value).ndim
 
 
 def _batched(array: np.ndarray, rank: int | None, at: str) -> np.ndarray:
@@ -259,14 +265,6 @@ def _labels(value: Any, n: int, at: str, at_least: bool = False) -> list[int]:
     if array.ndim != 1 or (len(array) < n if at_least else len(array) != n):
         raise DataError(f"{at}: labels of shape {list(array.shape)} for {n} images; expected one per image")
     return [int(v) for v in array]
-
-
-def _packed(arrays: list[np.ndarray], name: str) -> dict[str, Any]:
-    n = sum(len(a) for a in arrays)
-    if n == 0:
-        raise DataError(f"{name}: there are no images in it")
-    parts = [_plain(a) for a in arrays]
-    return {"name": name, "array": (parts[0][0], [n, *arrays[0].shape[1:]], b"".join(p[2] for p in parts))}
 
 
 def _plain(array: np.ndarray) -> tuple[str, list[int], bytes]:

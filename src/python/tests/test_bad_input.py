@@ -108,6 +108,7 @@ def test_options_that_make_no_sense(glyphnet, arguments, error, words):
         ({"engine": "warp"}, "stock, fused, fastest"),
         ({"ranks": {"conv": "x"}}, "ranks"),
         ({"multiple": 0}, "multiple"),
+        ({"checkpoint": "state"}, "give fine_tune"),
     ],
 )
 def test_recipes_that_are_none(glyphnet, arguments, words):

@@ -47,14 +47,39 @@ def test_settings_beside_a_model_are_read_as_by_the_command_line(glyphnet_path, 
     assert without.report["measured"]["calibration"] is None
 
 
-@pytest.mark.parametrize("kind", ["batches", "images", "generator", "wide", "halves", "fortran", "big-endian", "strided"])
+def reused(images):
+    """Batches that are one buffer, filled again and again."""
+    buffer = np.empty((50, *images.shape[1:]), np.float32)
+    for i in range(0, len(images), 50):
+        buffer[:] = images[i : i + 50]
+        yield buffer
+
+
+class Dlpack:
+    """Nothing but what DLPack asks for."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+KINDS = ["batches", "images", "generator", "reused", "dlpack", "wide", "fortran", "big-endian", "strided"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_data_give_the_same_bytes(glyphnet, prepared, reference, kind):
     data = {
         "batches": lambda: [prepared[i : i + 64] for i in range(0, len(prepared), 64)],
         "images": lambda: list(prepared),
         "generator": lambda: (image for image in prepared),
         "wide": lambda: prepared.astype(np.float64),
-        "halves": lambda: np.stack([prepared, prepared])[1],
+        "reused": lambda: reused(prepared),
+        "dlpack": lambda: Dlpack(prepared),
         "fortran": lambda: np.asfortranarray(prepared),
         "big-endian": lambda: prepared.astype(">f4"),
         "strided": lambda: np.repeat(prepared, 2, axis=0)[::2],
