@@ -1,7 +1,5 @@
 //! Steps of training for other engines, and weights back from them, as a user has them.
 
-// Not yet tried under emulation, see docs/arm.md.
-#![cfg(not(target_arch = "aarch64"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, outside of the test functions")]
 
 mod common;
@@ -214,6 +212,100 @@ fn normalisations_can_use_the_batch_and_tell_its_statistics() {
         let (name, output) = (pair["name"].as_str().unwrap(), pair["output"].as_str().unwrap());
         assert_eq!(output, format!("{name}.batch"));
         assert_eq!(found[output].shape(), weights(&graph(&bench.read("glyphnet.onnx")))[name].shape());
+    }
+}
+
+/// Of two normalisations of the images themselves, so that mean and variance by channel can be had from the images.
+#[test]
+fn statistics_of_the_batch_are_its_mean_and_its_variance() {
+    let bench = Bench::new();
+    let text = "graph @g(%x: f32[N,3,32,32]) -> (%y) {
+                  %s = f32[3] uniform(0.5, 1.5, seed=1)
+                  %b = f32[3] randn(seed=2)
+                  %m = f32[3] randn(seed=3)
+                  %v = f32[3] uniform(0.5, 1.5, seed=4)
+                  %a = BatchNormalization(%x, %s, %b, %m, %v)
+                  %two = f32[3,1,1] [1.0, 2.0, 4.0]
+                  %z = Mul(%x, %two)
+                  %s2 = f32[3] uniform(0.5, 1.5, seed=5)
+                  %b2 = f32[3] randn(seed=6)
+                  %m2 = f32[3] randn(seed=7)
+                  %v2 = f32[3] uniform(0.5, 1.5, seed=8)
+                  %c = BatchNormalization(%z, %s2, %b2, %m2, %v2)
+                  %y = Add(%a, %c)
+                }";
+    write(&bench, "norms.bir", text.as_bytes());
+    let args = ["differentiate", "norms.bir", "--loss", "match", "--norm", "batch", "-o", "step.onnx"];
+    bench.run(0, &args);
+    let n = 4;
+    // Channels of different mean and spread, which the images of the other tests have not.
+    let values: Vec<f64> = images(n).to_f64s().unwrap();
+    let channel = |i: usize| i / (32 * 32) % 3;
+    let values: Vec<f64> = values
+        .iter()
+        .enumerate()
+        .map(|(i, v)| v * (1.0 + channel(i) as f64) + [3.0, -1.0, 0.5][channel(i)])
+        .collect();
+    let x = Tensor::from_f64s(DType::F32, vec![n, 3, 32, 32], &values).unwrap();
+    let found = run(&bench, &[x.clone(), x], n);
+    for (mean, variance, factors) in [("m", "v", [1.0, 1.0, 1.0]), ("m2", "v2", [1.0, 2.0, 4.0])] {
+        for c in 0..3 {
+            let own: Vec<f64> = values
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| channel(*i) == c)
+                .map(|(_, v)| v * factors[c])
+                .collect();
+            let count = own.len() as f64;
+            let expected_mean = own.iter().sum::<f64>() / count;
+            // Divided by the number of elements, not by one less: that of a population, as ONNX has it.
+            let squares = own.iter().map(|v| (v - expected_mean) * (v - expected_mean));
+            let expected_variance = squares.sum::<f64>() / count;
+            for (name, expected) in [(mean, expected_mean), (variance, expected_variance)] {
+                let found = found[&format!("{name}.batch")].to_f64s().unwrap()[c];
+                // One in 4096 is what dividing by one less would make of a variance.
+                let off = (found - expected).abs() / expected.abs();
+                assert!(off < 2e-5, "{name}.batch[{c}]: {found} for {expected}");
+            }
+        }
+    }
+}
+
+/// Half precision between casts, as converters write it, makes a step whose gradients are those of the network in single
+/// precision but for rounding, each in the type of its weight.
+#[test]
+fn half_precision_between_casts_makes_a_step() {
+    let bench = Bench::new();
+    let network = |inside: &str| {
+        format!(
+            "graph @g(%x: f32[N,3,32,32]) -> (%y) {{
+               %in = Cast<to={inside}>(%x)
+               %w = {inside}[4,3,3,3] uniform(-0.5, 0.5, seed=1)
+               %a = Conv<strides=[2,2]>(%in, %w)
+               %r = Relu(%a)
+               %g = GlobalAveragePool(%r)
+               %f = Flatten(%g)
+               %v = {inside}[4,5] randn(seed=2)
+               %z = MatMul(%f, %v)
+               %y = Cast<to=f32>(%z)
+             }}"
+        )
+    };
+    let inputs = [images(3), Tensor::from_i64s(vec![3], &[0, 4, 2]).unwrap()];
+    let mut found = Vec::new();
+    for inside in ["f16", "f32"] {
+        write(&bench, "network.bir", network(inside).as_bytes());
+        bench.run(0, &["differentiate", "network.bir", "--loss", "labels", "-o", "step.onnx"]);
+        found.push(run(&bench, &inputs, 3));
+    }
+    for name in ["loss", "w.grad", "v.grad"] {
+        let (half, single) = (&found[0][name], &found[1][name]);
+        assert_eq!(half.dtype(), if name == "loss" { DType::F32 } else { DType::F16 }, "{name}");
+        let (half, single) = (half.to_f64s().unwrap(), single.to_f64s().unwrap());
+        let scale = single.iter().fold(0.0f64, |m, v| m.max(v.abs()));
+        for (h, s) in half.iter().zip(&single) {
+            assert!((h - s).abs() < 1e-2 * scale, "{name}: {h} for {s}");
+        }
     }
 }
 

@@ -16,8 +16,9 @@ use basisopt::ir::infer::infer;
 use basisopt::ir::op::Op;
 use basisopt::ir::{Graph, parse, print, verify};
 use basisopt::passes::Executor;
-use basisopt::train::differentiate::{Differentiated, Request, differentiate};
+use basisopt::train::differentiate::{Differentiated, Request, differentiate, frontier};
 use basisopt::train::exec::{Plan, Program};
+use basisopt::train::lower::raise;
 use common::FreshExecutor;
 use common::fixtures::{cases, numbers, parameters};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -39,7 +40,71 @@ fn main() {
         let name = case.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         trials.push(Trial::test(name, move || run_case(&case)));
     }
+    trials.push(Trial::test("a Dropout that drops is refused", dropouts_are_refused));
     libtest_mimic::run(&arguments, trials).exit();
+}
+
+/// In training a `Dropout` is not the identity: neither the gradient nor the executor takes it for that, nor do steps of
+/// operator sets that have no form of it but the newer one.
+fn dropouts_are_refused() -> Result<(), Failed> {
+    let with = |opset: i64, dropout: &str| {
+        format!(
+            "graph @g<opset={opset}>(%x: f32[N,4], %flag: bool[]) -> (%y) {{
+               %w = f32[1,4] randn(seed=1)
+               %a = Add(%x, %w)
+               %ratio = f32[] [0.5]
+               %on = bool[] [true]
+               %off = bool[] [false]
+               %d = {dropout}
+               %y = Relu(%d)
+             }}"
+        )
+    };
+    for (opset, dropout, words) in [
+        (17, "Dropout(%a, %ratio, %on)", Some("in training mode")),
+        (17, "Dropout(%a, %ratio, %flag)", Some("training_mode is not constant")),
+        (17, "Dropout(%a, %ratio, %off)", None),
+        (17, "Dropout(%a, %ratio)", None),
+        (9, "Dropout(%a)", None),
+        (6, "Dropout(%a)", Some("without is_test=1")),
+        (6, "Dropout<is_test=0>(%a)", Some("without is_test=1")),
+        (6, "Dropout<is_test=1>(%a)", None),
+    ] {
+        let mut graph = parse::parse(&with(opset, dropout)).map_err(|e| e.to_string())?;
+        infer(&mut graph)?;
+        let y = graph.outputs().to_vec();
+        let request = Request { targets: y.clone(), parameters: vec![graph.find_value("w").ok_or("no w")?] };
+        let mut raised = graph.clone();
+        let raised = raise(&mut raised).err().map(|e| e.to_string());
+        let found = [
+            ("gradient", differentiate(&graph, &request).err().map(|e| e.to_string()), words),
+            (
+                "executor",
+                Program::<f32>::compile(&graph, &Plan::default()).err().map(|e| e.to_string()),
+                words,
+            ),
+            ("raised", raised, words.filter(|_| opset < 7)),
+        ];
+        for (what, found, words) in found {
+            let is_right = match (&found, words) {
+                (None, None) => true,
+                (Some(found), Some(words)) => {
+                    ["\"d\"", words, "evaluation mode"].iter().all(|w| found.contains(w))
+                }
+                _ => false,
+            };
+            if !is_right {
+                return Err(format!("{what} of {dropout}, operator set {opset}: {found:?}").into());
+            }
+        }
+        // What is before it can still be trained against.
+        let a = graph.find_value("a").ok_or("no a")?;
+        let expected = if words.is_some() { vec![a] } else { y };
+        if frontier(&graph, &request.parameters) != expected {
+            return Err(format!("{dropout}: the wrong values can be trained against").into());
+        }
+    }
+    Ok(())
 }
 
 fn run_case(path: &Path) -> Result<(), Failed> {

@@ -24,12 +24,11 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 /// Images that a program runs side by side, and the batch that tract is given.
 const LANES: usize = 16;
+/// How far tract's numbers may be from double precision, relative to the largest, in single precision and in half.
+const SINGLE: f64 = 1e-4;
+const HALF: f64 = 1e-2;
 
 fn main() {
-    // Not yet tried under emulation, see docs/arm.md.
-    if cfg!(target_arch = "aarch64") {
-        return;
-    }
     let arguments = Arguments::from_args();
     let cases = cases();
     let mut trials = vec![Trial::test("there are fixtures", {
@@ -38,11 +37,12 @@ fn main() {
     })];
     for case in cases {
         let name = case.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        trials.push(Trial::test(name, move || agrees(&std::fs::read_to_string(&case)?)));
+        trials.push(Trial::test(name, move || agrees(&std::fs::read_to_string(&case)?, SINGLE)));
     }
     for (name, text) in MORE {
-        trials.push(Trial::test(format!("more::{name}"), move || agrees(text)));
+        trials.push(Trial::test(format!("more::{name}"), move || agrees(text, SINGLE)));
     }
+    trials.push(Trial::test("half precision between casts", || agrees(HALF_INSIDE, HALF)));
     trials.push(Trial::test("the first of equal maxima has the gradient", first_of_equal_maxima));
     trials.push(Trial::test("what cannot be lowered is listed", obstacles_are_listed));
     libtest_mimic::run(&arguments, trials).exit();
@@ -189,6 +189,25 @@ const MORE: &[(&str, &str)] = &[
     ),
 ];
 
+/// As converters write half precision that keeps its inputs and outputs in single.
+const HALF_INSIDE: &str = "graph @g(%x: f32[N,3,6,7]) -> (%y) {
+       %in = Cast<to=f16>(%x)
+       %w = f16[4,3,3,3] uniform(-0.5, 0.5, seed=1)
+       %b = f16[4] randn(seed=2)
+       %a = Conv<pads=[1,1,1,1]>(%in, %w, %b)
+       %k = i64[] [2]
+       %s = Pow(%a, %k)
+       %e = f16[] [1.5]
+       %one = f16[4,6,7] ones
+       %t = Add(%s, %one)
+       %q = Pow(%t, %e)
+       %g = GlobalAveragePool(%q)
+       %f = Flatten(%g)
+       %out = Cast<to=f32>(%f)
+       %v = f32[4,2] randn(seed=3)
+       %y = MatMul(%out, %v)
+     }";
+
 /// Every window is of equal elements: all of the gradient goes to its first place.
 fn first_of_equal_maxima() -> Result<(), Failed> {
     let text = "graph @g(%x: f32[N,1,4,4]) -> (%y) {
@@ -198,7 +217,7 @@ fn first_of_equal_maxima() -> Result<(), Failed> {
                   %a = Add(%n, %p)
                   %y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(%a)
                 }";
-    agrees(text)?;
+    agrees(text, SINGLE)?;
     let mut graph = parse::parse(text).map_err(|e| e.to_string())?;
     infer(&mut graph)?;
     raise(&mut graph)?;
@@ -282,7 +301,7 @@ fn by_image(lanes: &[f64], batch: usize) -> Vec<f64> {
     (0..batch).flat_map(|l| lanes.iter().skip(l).step_by(LANES).copied()).collect()
 }
 
-fn agrees(text: &str) -> Result<(), Failed> {
+fn agrees(text: &str, tolerance: f64) -> Result<(), Failed> {
     let mut graph = parse::parse(text).map_err(|e| e.to_string())?;
     infer(&mut graph)?;
     // A batch of one is built into some.
@@ -315,7 +334,7 @@ fn agrees(text: &str) -> Result<(), Failed> {
         let scale = expected.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
         let off = expected.iter().zip(&found).map(|(e, f)| (e - f).abs() / scale);
         let off = off.fold(0.0f64, |m, v| if v.is_nan() { f64::INFINITY } else { m.max(v) });
-        if found.len() != expected.len() || !(off <= 1e-4) {
+        if found.len() != expected.len() || !(off <= tolerance) {
             let name = &lowered.value(value).name;
             return Err(
                 format!("{name}: off by {off:e}, {} for {} values", found.len(), expected.len()).into()

@@ -28,6 +28,7 @@ import onnxruntime
 IMAGES = 5
 LANES = 16  # images that share their statistics in the built-in trainer
 TOLERANCE = 1e-4
+TYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 # Of the largest element of all gradients: what a gradient's own is taken for if it is smaller.
 FLOOR = 1e-5
 # Rounding of a half-precision network is this much larger.
@@ -100,12 +101,10 @@ def compare(network, loss, norm, args, folder):
             name = "teacher" if loss == "distill" else f"{name}.target"
         port = types[name]
         shape = [told["images"] if not isinstance(d, int) else d for d in port.shape]
-        half = port.type == "tensor(float16)"
-        feeds[name] = data.reshape(shape).astype(np.float16 if half else data.dtype)
+        feeds[name] = data.reshape(shape).astype(TYPES.get(port.type, data.dtype))
     # The weights, given as anybody's optimiser would give them.
     for port in run.get_overridable_initializers():
-        half = port.type == "tensor(float16)"
-        feeds[port.name] = parameters[port.name].reshape(port.shape).astype(np.float16 if half else np.float32)
+        feeds[port.name] = parameters[port.name].reshape(port.shape).astype(TYPES.get(port.type, np.float32))
     names = {p["name"]: p["output"] for p in summary["parameters"]}
     if set(names) != set(gradients):
         return f"other parameters: {sorted(set(names) ^ set(gradients))[:3]}"

@@ -34,4 +34,5 @@ pub mod task;
 pub mod trainer;
 pub mod watch;
 
+mod dropout;
 mod norms;

@@ -130,8 +130,20 @@ impl Builder {
         self.mul(a, by)
     }
 
-    /// Sum along axes.
+    /// `a` in the element type of `like`, where both are known.
+    pub fn cast_like(&mut self, a: ValueId, like: ValueId) -> ValueId {
+        let dtype = |v: ValueId| self.graph.value(v).ty.dtype;
+        match (dtype(a), dtype(like)) {
+            (Some(from), Some(to)) if from != to => self.node(op::Cast { to, ..op::Cast::default() }, &[a]),
+            _ => a,
+        }
+    }
+
+    /// Sum along axes; along none the value itself, as ONNX takes an empty list for all of them.
     pub fn sum(&mut self, x: ValueId, axes: &[i64], keepdims: bool) -> ValueId {
+        if axes.is_empty() {
+            return x;
+        }
         let keepdims = i64::from(keepdims);
         if self.graph.opset < 13 {
             let op = op::ReduceSum { axes: Some(axes.to_vec()), keepdims, ..op::ReduceSum::default() };
@@ -141,8 +153,11 @@ impl Builder {
         self.node(op::ReduceSum { keepdims, ..op::ReduceSum::default() }, &[x, axes])
     }
 
-    /// Mean along axes, kept as size 1.
+    /// Mean along axes, kept as size 1; along none the value itself.
     pub fn mean(&mut self, x: ValueId, axes: &[i64]) -> ValueId {
+        if axes.is_empty() {
+            return x;
+        }
         if self.graph.opset < 18 {
             return self
                 .node(op::ReduceMean { axes: Some(axes.to_vec()), ..op::ReduceMean::default() }, &[x]);

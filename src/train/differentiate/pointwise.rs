@@ -2,6 +2,7 @@
 
 use super::builder::Builder;
 use super::{At, Refused, Shares};
+use crate::dropout::drops;
 use basisopt_ir::ValueId;
 use basisopt_ir::op::{self, Op};
 
@@ -36,7 +37,8 @@ fn binary(b: &mut Builder, at: &At<'_>) -> Shares {
             Op::Mul(_) => b.mul(dy, r),
             Op::Div(_) => b.div(dy, r),
             Op::Pow(_) => {
-                // r·xʳ⁻¹·ȳ.
+                // r·xʳ⁻¹·ȳ; r may be of another type than x, an integer.
+                let r = b.cast_like(r, l);
                 let one = b.number(1.0, l);
                 let less = b.sub(r, one);
                 let power = b.node(op::Pow::default(), &[l, less]);
@@ -141,8 +143,16 @@ fn unary(b: &mut Builder, at: &At<'_>) -> Result<Option<ValueId>, Refused> {
     let (Some(x), Ok(dy)) = (x, at.dy()) else { return Ok(None) };
     let clip = |b: &mut Builder, min, max, of: ValueId| b.node(op::ClipGrad { min, max }, &[dy, of]);
     Ok(Some(match at.op {
-        Op::Identity(_) | Op::Dropout(_) => dy,
-        Op::Cast(op) if op.to.is_float() => dy,
+        Op::Identity(_) => dy,
+        Op::Dropout(_) => match drops(&b.graph, at.id) {
+            None => dy,
+            Some(how) => return Err(Refused::NoRule(how)),
+        },
+        // The gradient has the type of what it is the gradient of.
+        Op::Cast(op) if op.to.is_float() => match b.graph.value(x).ty.dtype {
+            Some(to) if to != op.to => b.node(op::Cast { to, ..op::Cast::default() }, &[dy]),
+            _ => dy,
+        },
         Op::Neg(_) => b.neg(dy),
         Op::Relu(_) => clip(b, Some(0.0), None, y),
         Op::Clip(op) => {

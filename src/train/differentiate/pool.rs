@@ -95,7 +95,11 @@ fn with_axes(b: &mut Builder, at: &At<'_>, v: ValueId, axes: &[i64], kept: bool)
     Ok(b.node(op::Reshape::default(), &[v, sizes]))
 }
 
+/// Sums and means; along no axes they are the identity.
 fn reduce(b: &mut Builder, at: &At<'_>, axes: &[i64], kept: bool, is_mean: bool) -> Result<ValueId, Refused> {
+    if axes.is_empty() {
+        return at.dy();
+    }
     let x = at.input(0)?;
     let shape = dims(&b.graph, x)?;
     let mut share = at.dy()?;
@@ -108,8 +112,11 @@ fn reduce(b: &mut Builder, at: &At<'_>, axes: &[i64], kept: bool, is_mean: bool)
     b.expand_like(share, x)
 }
 
-/// The gradient goes to the largest element; equal ones share it.
+/// The gradient goes to the largest element; equal ones share it. Along no axes it is the identity.
 fn reduce_max(b: &mut Builder, at: &At<'_>, axes: &[i64], kept: bool) -> Result<ValueId, Refused> {
+    if axes.is_empty() {
+        return at.dy();
+    }
     let x = at.input(0)?;
     let y = with_axes(b, at, at.output(), axes, kept)?;
     let dy = with_axes(b, at, at.dy()?, axes, kept)?;

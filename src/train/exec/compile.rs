@@ -6,6 +6,7 @@ use super::kernel::{Kernel, Operand as KernelOperand, Spec, Unsupported};
 use super::ops;
 use super::program::{Operand, Place, Port, Program, Step, StepKind};
 use super::units::{ADD, Unit, UnitKind, is_shape_only, is_view, shape_of, unit};
+use crate::dropout::drops;
 use basisopt_ir::infer::{InferError, infer};
 use basisopt_ir::op::Op;
 use basisopt_ir::{Dim, Graph, NodeId, Tensor, ValueId};
@@ -197,6 +198,9 @@ impl<'g, T: Element> Compiler<'g, T> {
             let node = self.graph.node(id);
             if matches!(node.op, Op::Input) || self.class.contains_key(&ValueId::of(id)) {
                 continue;
+            }
+            if let Some(how) = drops(self.graph, id) {
+                return Err(self.unsupported(id, Unsupported(how.trim_start().to_owned())));
             }
             let reads: Vec<ValueId> = data_reads(self.graph, id).flatten().collect();
             let classes = || reads.iter().filter_map(|v| self.class.get(v).copied());

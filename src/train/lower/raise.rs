@@ -5,6 +5,7 @@
 //! let through if they mean the same in both, and refused if not. A network that is new enough is left alone.
 
 use super::{OPSET, Obstacle, words};
+use crate::dropout::drops;
 use basisopt_ir::op::{self, Op};
 use basisopt_ir::{DType, Graph, Node, NodeId, Operand, Rewrite, RewriteError, Tensor, ValueId};
 
@@ -314,7 +315,10 @@ fn newer(graph: &Graph, id: NodeId, op: &Op) -> Newer {
             }
         },
         // 12
-        Op::Dropout(_) if graph.opset < 12 => w.by(op::Identity {}, &[x]),
+        Op::Dropout(_) if graph.opset < 12 => match drops(graph, id) {
+            None => w.by(op::Identity {}, &[x]),
+            Some(how) => Newer::None(how.trim_start()),
+        },
         // 13
         Op::Squeeze(op) => with_axes_as_input!(w, op),
         Op::Unsqueeze(op) => with_axes_as_input!(w, op),
