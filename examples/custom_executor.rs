@@ -7,6 +7,7 @@
 
 #![allow(clippy::print_stdout, reason = "an example")]
 
+use basisopt::ir::op::{AutoPad, Conv};
 use basisopt::ir::{DType, Graph, Op, Tensor, ValueId};
 use basisopt::{
     Calibration, Executor, ExecutorError, Inputs, Manager, NoObserver, Pipeline, Program, Registry, Samples,
@@ -56,11 +57,14 @@ impl Program for Loaded {
                     let y: Vec<f32> = floats(&x)?.iter().map(|v| v.max(0.0)).collect();
                     Tensor::from_f32s(x.shape().to_vec(), &y)
                 }
-                Op::Conv(c) if c.group <= 1 && c.dilations.iter().all(|&d| d == 1) => {
+                // What it cannot do it must refuse: a check against another network than the one that is written says nothing.
+                Op::Conv(c) if c.group <= 1 && c.dilations.iter().all(|&d| d == 1) && !pads_itself(c) => {
                     let (x, w) = read(0).zip(read(1)).ok_or_else(|| fail("no input"))?;
-                    let pad = c.pads.first().map_or(0, |&p| p as usize);
-                    let stride = c.strides.first().map_or(1, |&s| s as usize);
-                    convolve(&x, &w, pad, stride)
+                    let pad = the_same(&c.pads, 0)?;
+                    let stride = the_same(&c.strides, 1)?;
+                    // Passes may give a layer a bias that it had not.
+                    let bias = read(2).map(|b| floats(&b)).transpose()?;
+                    convolve(&x, &w, bias.as_deref(), pad, stride)
                 }
                 op => return Err(fail(&format!("this engine has no {}", op.op_type()))),
             };
@@ -71,10 +75,23 @@ impl Program for Loaded {
     }
 }
 
-/// `x [N,C,H,W]`, `w [P,C,K,K]`, the same padding and stride on all sides.
+/// Whether padding follows from sizes.
+fn pads_itself(conv: &Conv) -> bool {
+    !matches!(conv.auto_pad, AutoPad::NotSet | AutoPad::Valid)
+}
+
+/// The one value of an attribute that has one for every side or axis.
+fn the_same(values: &[i64], otherwise: usize) -> Result<usize, ExecutorError> {
+    let Some(&first) = values.first() else { return Ok(otherwise) };
+    let first = usize::try_from(first).ok().filter(|_| values.iter().all(|&v| v == first));
+    first.ok_or_else(|| fail("this engine has one padding and one stride"))
+}
+
+/// `x [N,C,H,W]`, `w [P,C,K,K]`, `bias [P]`, the same padding and stride on all sides.
 fn convolve(
     x: &Tensor,
     w: &Tensor,
+    bias: Option<&[f32]>,
     pad: usize,
     stride: usize,
 ) -> Result<Tensor, basisopt::ir::tensor::TensorError> {
@@ -86,7 +103,7 @@ fn convolve(
     let mut out = Vec::with_capacity(n * p * h * v);
     for at in 0..n * p * h * v {
         let (image, filter, row, column) = (at / (p * h * v), at / (h * v) % p, at / v % h, at % v);
-        let mut sum = 0.0;
+        let mut sum = bias.map_or(0.0, |b| b[filter]);
         for tap in 0..c * k * k {
             let (channel, dy, dx) = (tap / (k * k), tap / k % k, tap % k);
             let (y, x) = (row * stride + dy, column * stride + dx);

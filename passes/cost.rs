@@ -156,6 +156,19 @@ fn weight_first(graph: &Graph, id: NodeId) -> Option<(u64, Option<u64>)> {
     Some((params, columns.and_then(|n| n.checked_mul(params))))
 }
 
+/// The open sizes of a graph's inputs, as [`pin`] takes them: `(NAME, INPUT:AXIS)`, of one without a name the place twice.
+pub fn open_dims(graph: &Graph) -> Vec<(String, String)> {
+    let mut open = Vec::new();
+    for &id in graph.inputs() {
+        let value = graph.value(basisopt_ir::ValueId::of(id));
+        for (axis, dim) in value.ty.shape.iter().flatten().enumerate().filter(|(_, d)| d.known().is_none()) {
+            let place = format!("{}:{axis}", value.name);
+            open.push((dim.name().map_or_else(|| place.clone(), str::to_owned), place));
+        }
+    }
+    open
+}
+
 /// Makes unknown sizes of the inputs numbers: the batch 1, others as given, by the name in the model or as
 /// `<input>:<axis>`. Types are to be inferred again.
 pub fn pin(graph: &mut Graph, dims: &[(String, usize)]) {

@@ -140,7 +140,7 @@ impl RankTable {
     fn parse(text: &str) -> Result<Self, String> {
         let mut entries: Vec<(usize, Option<String>)> = Vec::new();
         for (i, line) in text.lines().enumerate() {
-            let line = line.split_once('#').map_or(line, |(before, _)| before).trim();
+            let line = without_comment(line).trim();
             if line.is_empty() {
                 continue;
             }
@@ -218,6 +218,12 @@ pub fn round_up(rank: usize, multiple: usize, full: usize) -> usize {
     rank.checked_next_multiple_of(multiple.max(1)).unwrap_or(full).min(full)
 }
 
+/// A line without its comment, which begins the line or follows a space: names of layers may have a `#` within.
+fn without_comment(line: &str) -> &str {
+    let begins = |(at, _): &(usize, &str)| line[..*at].chars().next_back().is_none_or(char::is_whitespace);
+    line.match_indices('#').find(begins).map_or(line, |(at, _)| &line[..at])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -248,6 +254,11 @@ mod tests {
 
     #[test]
     fn rank_files_are_by_name_or_by_position() {
+        // A # within a name is part of it.
+        let numbered = RankTable::parse("2 conv#1 # of 16\n3 #no-name\n#4 x\n").unwrap_err();
+        assert!(numbered.contains("some lines"), "{numbered}");
+        let numbered = RankTable::parse("2 conv#1 # of 16\n#4 x\n").unwrap();
+        assert_eq!(numbered.rank(0, ["conv#1"].into_iter()), Some(2));
         let named = RankTable::parse("# ranks\n4 conv1\n5 /a/b c # spaces are fine\n").unwrap();
         let rank = |table: &RankTable, i, name| table.rank(i, [name].into_iter());
         assert_eq!((rank(&named, 0, "/a/b c"), rank(&named, 0, "x")), (Some(5), None));

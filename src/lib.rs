@@ -23,8 +23,8 @@
 //! | check and calibrate with an engine of one's own | [`Executor`] and [`Manager`]; `examples/custom_executor.rs` |
 //! | show progress, stop early | [`Host`], [`Observer`], [`Settings::stop`] |
 //!
-//! Results are data: [`Optimized`] and [`Compressed`] have sizes, layers and remarks, and serialize to JSON. On any error the
-//! model is as it was. A pass that panics is an error that names it.
+//! Results are data: sizes, layers and remarks; [`Compressed`] and what [`Optimized::summary`] gives serialize to JSON. On any
+//! error the model is as it was. A pass that panics is an error that names it.
 //!
 //! Without the feature `cli`, which is on by default, clap is not compiled. Toolchains that have a runtime of their own
 //! depend on [`basisopt-passes`](passes) and [`basisopt-ir`](ir) alone, and compile no tract either.

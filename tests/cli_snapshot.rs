@@ -1,7 +1,5 @@
 //! `basisopt snapshot`, as a user runs it, and the snapshots of this repository's own networks.
 
-// Not yet tried under emulation, see docs/arm.md.
-#![cfg(not(target_arch = "aarch64"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests, outside of the test functions")]
 
 mod common;

@@ -1,7 +1,5 @@
 //! The library as a toolchain embeds it: networks in memory, passes of its own, and what happens when they misbehave.
 
-// Not yet tried under emulation, see docs/arm.md.
-#![cfg(not(target_arch = "aarch64"))]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test, and passes that are meant to panic")]
 
 mod common;
@@ -9,12 +7,13 @@ mod common;
 use basisopt::ir::graph::{Node, Use, Value};
 use basisopt::ir::{Graph, Op, ValueId, op, print::print};
 use basisopt::{
-    CompressOptions, Dataset, EmbedError, Fidelity, Model, OptimizeOptions, Outcome, Pass, PassContext,
-    PassError, PassInfo, Pipeline, Preprocess, Recipe, Registry, Settings, compress, optimize, parse,
+    CompressOptions, Dataset, EmbedError, Fidelity, Item, Model, Observer, OptimizeOptions, Outcome, Pass,
+    PassContext, PassError, PassInfo, Pipeline, Preprocess, Recipe, Registry, Settings, compress, optimize,
+    parse,
 };
 use common::program::Bench;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const PIPELINE: &str = "@fold,factorize-conv:energy=0.9,dead-code";
 
@@ -171,6 +170,50 @@ fn who_says_stop_gets_the_model_back() {
     assert!(matches!(compress(&mut model, &recipe, options), Err(EmbedError::Interrupted)));
     assert_eq!(print(&model.graph), before);
     assert!(asked.load(Ordering::Relaxed) > 1);
+}
+
+/// Says stop as the factorisation begins.
+#[derive(Debug, Default)]
+struct StopsInTheMiddle {
+    stop: Arc<AtomicBool>,
+    begun: Vec<&'static str>,
+}
+
+impl Observer for StopsInTheMiddle {
+    fn before(&mut self, _: usize, item: &Item, _: &Graph) {
+        self.begun.push(item.info.name);
+        self.stop.store(item.info.name == "factorize-conv", Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn passes_hear_who_says_stop() {
+    let mut model = glyphnet();
+    let mut observer = StopsInTheMiddle::default();
+    let flag = observer.stop.clone();
+    let options = OptimizeOptions {
+        settings: Settings { stop: Arc::new(move || flag.load(Ordering::Relaxed)), ..Settings::default() },
+        observer: Some(&mut observer),
+        ..OptimizeOptions::default()
+    };
+    let pipeline = parse("fold-batch-norm,factorize-conv:energy=0.9,dead-code").unwrap();
+    assert!(matches!(optimize(&mut model, &pipeline, options), Err(EmbedError::Interrupted)));
+    assert_eq!(observer.begun, ["fold-batch-norm", "factorize-conv"]);
+    assert_eq!(print(&model.graph), print(&glyphnet().graph));
+}
+
+#[test]
+fn labels_that_are_no_class_are_an_error_and_not_a_reason_for_another_budget() {
+    let (mut model, (shape, pixels)) = (glyphnet(), noise());
+    let images = basisopt::ir::Tensor::from_f32s(shape.clone(), &pixels).unwrap();
+    // Classes are 0 to 13; these count from 1.
+    let labels = (0..shape[0] as i64).map(|i| i % 14 + 1).collect();
+    let data = Dataset::in_memory("noise", &images, Some(labels)).unwrap();
+    let recipe = Recipe::default();
+    let mut options = CompressOptions { untimed: true, ..CompressOptions::default() };
+    options.share(&recipe, Some(data), Preprocess::default(), None).unwrap();
+    let error = compress(&mut model, &recipe, options).unwrap_err().to_string();
+    assert!(error.contains("label 14") && error.contains("0 to 13"), "{error}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::recipe::{self, BasisoptRecipe};
 use crate::result::{BasisoptResult, Done};
 use crate::status::{BasisoptStatus, Failure};
 use crate::world::Training;
+use basisopt_embed::optimize::train_and_validate;
 use basisopt_embed::{
     CompressOptions, Compressed, DataSamples, OptimizeOptions, Recipe, TractExecutor, TrainOn, compress,
     optimize, parse,
@@ -20,6 +21,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
 
 /// Stack of the threads of a run, as much as the main thread has.
 const STACK: usize = 8 << 20;
@@ -117,6 +119,13 @@ unsafe fn answer(
     status
 }
 
+/// Whether this process was forked after a run in the one before: the shared threads did not come along, and work that is
+/// given to them would wait for ever.
+fn is_forked() -> bool {
+    static FIRST: OnceLock<u32> = OnceLock::new();
+    *FIRST.get_or_init(std::process::id) != std::process::id()
+}
+
 /// Everything that a run needs, copied from the caller's memory.
 struct Job {
     model: Bytes,
@@ -147,10 +156,11 @@ impl Job {
 
     /// Does the work on as many threads as were asked for. They are the run's own, and are gone when it ends.
     fn on_threads(self, work: impl FnOnce(Self) -> Result<Done, Failure> + Send) -> Result<Done, Failure> {
-        let n = self.options.threads;
-        if n == 0 {
-            return work(self);
-        }
+        let n = match self.options.threads {
+            0 if is_forked() => std::thread::available_parallelism().map_or(1, usize::from),
+            0 => return work(self),
+            n => n,
+        };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(n).stack_size(STACK).build();
         let pool = pool.map_err(|e| Failure::Threads { n, reason: e.to_string() })?;
         pool.install(|| work(self))
@@ -166,16 +176,21 @@ impl Job {
         let mut model = self.load()?;
         let Self { images, options, .. } = self;
         let settings = options.settings();
+        let trains = pipeline.items.iter().any(|item| item.info.fidelity == Fidelity::Trained);
         let calibration = match &images {
             None => None,
             Some(images) => {
                 let executor = TractExecutor::with_settings(model.source().clone(), &settings);
-                let dataset = images.dataset.clone().split(images.n_samples, settings.seed).0;
+                // What versions are chosen by is not calibrated on.
+                let dataset = match trains {
+                    true => train_and_validate(images.dataset.clone(), settings.seed).1,
+                    false => images.dataset.clone(),
+                };
+                let dataset = dataset.split(images.n_samples, settings.seed).0;
                 let samples = DataSamples::new(dataset, images.preprocess.clone(), &model.graph, &executor);
                 Some(samples.map_err(|e| Failure::Images(e.to_string()))?)
             }
         };
-        let trains = pipeline.items.iter().any(|item| item.info.fidelity == Fidelity::Trained);
         let mut session = Training::new(options.world.clone());
         let train = images.filter(|_| trains).map(|images| TrainOn {
             dataset: images.dataset,

@@ -98,7 +98,7 @@ fn of_embed(error: &EmbedError) -> BasisoptStatus {
         EmbedError::Runtime(RuntimeError::Data { .. } | RuntimeError::Preprocess { .. }) => {
             BasisoptStatus::Data
         }
-        EmbedError::Dim { .. } => BasisoptStatus::Argument,
+        EmbedError::Dim { .. } | EmbedError::DimZero { .. } => BasisoptStatus::Argument,
         EmbedError::Interrupted => BasisoptStatus::Stopped,
         _ => BasisoptStatus::Run,
     }

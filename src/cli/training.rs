@@ -1,9 +1,9 @@
 //! Training as the program does it: images of a data set, progress, the log, checkpoints.
 
 use crate::progress::{Progress, interrupted};
-use crate::work;
 use anyhow::{Context as _, anyhow};
 use basisopt_embed::training::{Checkpoints, EpochLine};
+use basisopt_onnx::check_writable;
 use basisopt_passes::Session;
 use basisopt_train::watch::{self, Epoch, Watch};
 use serde::Serialize;
@@ -79,7 +79,7 @@ impl CliSession {
             progress: None,
             first_step: None,
             log: None,
-            checkpoints: Checkpoints::new(None, false),
+            checkpoints: Checkpoints::none(),
             started: now,
             last: now,
             trained: Duration::ZERO,
@@ -107,9 +107,11 @@ impl CliSession {
                     path.display()
                 ));
             }
+            if path.exists() {
+                return Err(anyhow!("--checkpoint {} is no regular file; name another", path.display()));
+            }
             // Where it cannot be written there is no point in beginning.
-            work::write_whole(path, b"")?;
-            std::fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+            check_writable(path).with_context(|| format!("cannot write {}", path.display()))?;
         }
         let open = |path: &PathBuf| {
             let file = OpenOptions::new()
@@ -123,7 +125,7 @@ impl CliSession {
         Ok(Self {
             quiet,
             log: args.log.as_ref().map(open).transpose()?,
-            checkpoints: Checkpoints::new(checkpoint, args.resume),
+            checkpoints: Checkpoints::new(checkpoint, args.resume)?,
             ..Self::none()
         })
     }

@@ -139,13 +139,12 @@ pub(crate) fn check_outputs(
     Ok(())
 }
 
-/// Writes a file whole or not at all: beside its place first, then renamed.
+/// Writes a file whole or not at all.
 ///
 /// # Errors
 /// If the disk refuses; what was there is then still there.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    basisopt_embed::training::write_whole(path, bytes)
-        .with_context(|| format!("cannot write {}", path.display()))
+    basisopt_onnx::write_whole(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Whether a pipeline stopped because of Ctrl-C.

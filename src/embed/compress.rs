@@ -11,12 +11,12 @@ use crate::optimize::{check_dims, refuse_non_finite};
 use crate::recipe::{PASSES, Recipe};
 use crate::report::Size;
 use crate::samples::{DataSamples, SAMPLES, calibration_memory};
-use crate::settings::Settings;
+use crate::settings::{Settings, StoppedHost, StoppedSession};
 use basisopt_ir::Graph;
 use basisopt_onnx::Model;
 use basisopt_passes::cost::{self, Cost};
 use basisopt_passes::{
-    Calibration, Item, Judge, Manager, Observer, PassReport, Remark, Samples, Session, Training, n_classes,
+    Calibration, Item, Manager, Observer, PassReport, Remark, Samples, Session, Training, n_classes,
 };
 use basisopt_runtime::{Dataset, Preprocess, Source};
 use serde::Serialize;
@@ -156,12 +156,17 @@ fn run(
     recipe: &Recipe,
     options: CompressOptions<'_>,
 ) -> Result<Compressed, EmbedError> {
-    let CompressOptions { settings, material, untimed, unmeasured, observer, mut session } = options;
+    let CompressOptions { settings, material, untimed, unmeasured, observer, session } = options;
     let file = model.source().file().to_owned();
     // Slips before slow work.
     recipe.pipeline(true, true)?;
-    if recipe.fine_tune.is_some() && (material.training.is_none() || session.is_none()) {
-        return Err(EmbedError::Missing(format!("{file}: there are no images to train on")));
+    if recipe.fine_tune.is_some() && material.training.is_none() {
+        return Err(EmbedError::Missing(format!("{file}: there are no images to train on; give data")));
+    }
+    if recipe.fine_tune.is_some() && session.is_none() {
+        return Err(EmbedError::Missing(format!(
+            "{file}: training needs a session, which is told of it and says when to stop; give one"
+        )));
     }
     refuse_non_finite(model)?;
     check_dims(&file, graph, &settings.dims)?;
@@ -185,10 +190,11 @@ fn run(
     let judged = judged.map(|d| d.split(JUDGED, settings.seed).0);
     let mut judge = judged.map(|d| ImageJudge::new(executor(), d, preprocess.clone(), settings.stop.clone()));
     // Detectors and the like have no classes to agree on: a budget that suits them stands in.
+    material.check_labels(&file, n_classes(graph))?;
     if let Some(j) = &mut judge
         && recipe.budget.is_none()
         && !recipe.greedy
-        && j.score(graph).is_err()
+        && j.score_of_classes(graph).map_err(|e| EmbedError::images(&file, &e))?.is_none()
     {
         notes.push("its outputs are no class scores, so the budget is macs=0.5 and not drop=1.0".to_owned());
         recipe.budget = Some("macs=0.5".to_owned());
@@ -206,9 +212,11 @@ fn run(
         _ => (None, None),
     };
     let mut costs = Costs { observer, dims: &settings.dims, cost: Cost::default() };
+    let host = StoppedHost::new(&settings);
+    let mut session = session.map(|session| StoppedSession { session, stop: settings.stop.clone() });
     let mut manager = Manager {
         seed: settings.seed,
-        host: settings.host,
+        host: &host,
         executor: Some(&mut checker),
         calibration: samples.as_ref().map(|s| Calibration { samples: s, memory: calibration_memory() }),
         ..Manager::default()
@@ -217,10 +225,10 @@ fn run(
         manager.judge = Some(judge);
     }
     if let (Some(examples), Some(validation), Some(session)) = (&train_on, &validate_on, &mut session) {
-        manager.training = Some(Training { examples, validation, original: None, session: &mut **session });
+        manager.training = Some(Training { examples, validation, original: None, session });
     }
     let result = manager.run(graph, &pipeline, &mut costs);
-    if let Some(session) = session {
+    if let Some(mut session) = session {
         session.ended();
     }
     let report = result.map_err(|e| EmbedError::manager(&file, e))?;

@@ -61,6 +61,14 @@ pub enum EmbedError {
         /// What could be.
         open: Vec<String>,
     },
+    /// A size is zero.
+    #[error("{file}: the size of {name:?} is 0; expected at least 1")]
+    DimZero {
+        /// The model.
+        file: String,
+        /// What was given a size.
+        name: String,
+    },
     /// Something is needed that was not given.
     #[error("{0}")]
     Missing(String),

@@ -1,6 +1,7 @@
 //! A data set as examples to train on.
 
 use crate::error::EmbedError;
+use crate::material::class_of;
 use crate::settings::Settings;
 use basisopt_runtime::{Batches, Dataset, InputInfo, Preprocess};
 use basisopt_train::examples::{Examples, ImageShape};
@@ -51,7 +52,7 @@ impl<'a> DatasetExamples<'a> {
         let &[_, a, b, c] = &input.shape[..] else {
             return Err(wrong(format!("input {:?} of shape {:?} takes no images", input.name, input.shape)));
         };
-        let channels_last = preprocess.is_channels_last(&input)?;
+        let channels_last = dataset.is_channels_last(preprocess, &input)?;
         let shape = match channels_last {
             true => ImageShape { n_channels: c, height: a, width: b, channels_last },
             false => ImageShape { n_channels: a, height: b, width: c, channels_last },
@@ -75,18 +76,8 @@ impl<'a> DatasetExamples<'a> {
             }
             labels.push(match label {
                 None => None,
-                Some(l) => {
-                    let class = usize::try_from(l + preprocess.label_offset).ok();
-                    let class = class.filter(|&c| n_classes.is_none_or(|n| c < n));
-                    Some(class.ok_or_else(|| {
-                        let classes =
-                            n_classes.map_or_else(|| "0 or more".to_owned(), |n| format!("0 to {}", n - 1));
-                        wrong(format!(
-                            "label {l} of image {} with label-offset {} is no class of the network, which has {classes}",
-                            dataset.record(i).unwrap_or(i),
-                            preprocess.label_offset
-                        ))
-                    })?)
+                Some(label) => {
+                    Some(class_of(label, i, dataset, preprocess.label_offset, n_classes).map_err(wrong)?)
                 }
             });
             if (settings.stop)() {

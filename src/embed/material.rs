@@ -72,11 +72,13 @@ impl Material {
         let Some(mut rest) = data else { return Ok(material) };
         if use_ == Use::Train {
             // A tenth each to choose by and to report on; what is calibrated on is trained on as well.
-            let tenth = (rest.len() / 10).max(1);
+            let (n, tenth) = (rest.len(), (rest.len() / 10).max(1));
             let (judged, others) = rest.split(tenth.min(VALIDATED), seed.wrapping_add(1));
             let (reported, others) = others.split(tenth.min(held_out), seed.wrapping_add(2));
             if others.is_empty() {
-                return Err(EmbedError::Missing("there are too few images to train on".to_owned()));
+                return Err(EmbedError::Missing(format!(
+                    "{n} images are too few to train on: some are kept to choose by and to report on, so give at least 3"
+                )));
             }
             if material.calibration.is_none() {
                 material.calibration = Some(others.clone().split(n_samples, seed).0);
@@ -105,6 +107,44 @@ impl Material {
     }
 }
 
+impl Material {
+    /// Labels that are known before images are read must be classes of the network: slips show before slow work.
+    ///
+    /// # Errors
+    /// [`EmbedError::Images`], naming the first that is none.
+    pub fn check_labels(&self, file: &str, n_classes: Option<usize>) -> Result<(), EmbedError> {
+        for dataset in [&self.judged, &self.training, &self.held_out].into_iter().flatten() {
+            for place in 0..dataset.len() {
+                if let Some(label) = dataset.label(place) {
+                    class_of(label, place, dataset, self.preprocess.label_offset, n_classes)
+                        .map_err(|message| EmbedError::Images { file: file.to_owned(), message })?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The class that a label stands for.
+///
+/// # Errors
+/// Says that the network has no such class.
+pub(crate) fn class_of(
+    label: i64,
+    place: usize,
+    dataset: &Dataset,
+    offset: i64,
+    n_classes: Option<usize>,
+) -> Result<usize, String> {
+    let class = label.checked_add(offset).and_then(|c| usize::try_from(c).ok());
+    class.filter(|&c| n_classes.is_none_or(|n| c < n)).ok_or_else(|| {
+        let classes = n_classes
+            .map_or_else(|| "0 or more".to_owned(), |n| format!("0 to {}", n.saturating_sub(1)));
+        let image = dataset.record(place).unwrap_or(place);
+        format!("label {label} of image {image} with label-offset {offset} is no class of the network, which has {classes}")
+    })
+}
+
 /// Judges versions of a network by images that calibration does not see.
 pub struct ImageJudge {
     executor: TractExecutor,
@@ -128,8 +168,12 @@ impl ImageJudge {
     }
 }
 
-impl Judge for ImageJudge {
-    fn score(&mut self, graph: &Graph) -> Result<f64, ExecutorError> {
+impl ImageJudge {
+    /// As [`Judge::score`]; `None` for a network that gives no classes, such as a detector.
+    ///
+    /// # Errors
+    /// [`ExecutorError`] where it cannot be run, or a label is no class of it.
+    pub fn score_of_classes(&mut self, graph: &Graph) -> Result<Option<f64>, ExecutorError> {
         let words = |e: basisopt_runtime::RuntimeError| ExecutorError(e.to_string());
         let program = self.executor.program(graph)?;
         let keep_going = || !(self.stop)();
@@ -137,12 +181,18 @@ impl Judge for ImageJudge {
         let outputs = outputs.map_err(words)?;
         let share = |hits: Vec<bool>| hits.iter().filter(|h| **h).count() as f64 / hits.len().max(1) as f64;
         if let Some(hits) = outputs.hits().map_err(words)? {
-            return Ok(share(hits));
+            return Ok(Some(share(hits)));
         }
-        let no_classes = || ExecutorError("no output looks like class scores [N, C]".to_owned());
-        let classes = outputs.classes().ok_or_else(no_classes)?;
+        let Some(classes) = outputs.classes() else { return Ok(None) };
         let original = self.original.get_or_insert_with(|| classes.clone());
-        Ok(share(original.iter().zip(&classes).map(|(a, b)| a == b && a.is_some()).collect()))
+        Ok(Some(share(original.iter().zip(&classes).map(|(a, b)| a == b && a.is_some()).collect())))
+    }
+}
+
+impl Judge for ImageJudge {
+    fn score(&mut self, graph: &Graph) -> Result<f64, ExecutorError> {
+        let no_classes = || ExecutorError("no output looks like class scores [N, C]".to_owned());
+        self.score_of_classes(graph)?.ok_or_else(no_classes)
     }
 
     fn n_samples(&self) -> usize {

@@ -5,9 +5,10 @@ use crate::examples::DatasetExamples;
 use crate::executor::TractExecutor;
 use crate::report::{PassSummary, Size};
 use crate::samples::calibration_memory;
-use crate::settings::Settings;
-use basisopt_ir::{Graph, Op, ValueId};
+use crate::settings::{Settings, StoppedHost, StoppedSession};
+use basisopt_ir::{Graph, Op};
 use basisopt_onnx::Model;
+use basisopt_passes::cost::open_dims;
 use basisopt_passes::{
     Calibration, EXACT_TOLERANCE, Fidelity, Manager, NoObserver, Observer, Pipeline, Registry, Remark,
     Report, Samples, Session, Training, n_classes,
@@ -140,9 +141,9 @@ pub fn optimize(
     let trains = pipeline.items.iter().any(|i| i.info.fidelity == Fidelity::Trained);
     let (parts, mut training) = match train {
         Some(train) => {
-            let n = (train.dataset.len() / 10).max(1);
-            let (validation, rest) = train.dataset.split(n, settings.seed.wrapping_add(1));
-            (Some((rest, validation, train.preprocess)), Some((train.original, train.session)))
+            let (validation, rest) = train_and_validate(train.dataset, settings.seed);
+            let session = StoppedSession { session: train.session, stop: settings.stop.clone() };
+            (Some((rest, validation, train.preprocess)), Some((train.original, session)))
         }
         None if trains => {
             return Err(EmbedError::Missing(format!("{file}: there are no images to train on")));
@@ -158,9 +159,10 @@ pub fn optimize(
         }
         None => (None, None),
     };
+    let host = StoppedHost::new(&settings);
     let mut manager = Manager {
         seed: settings.seed,
-        host: settings.host,
+        host: &host,
         executor: Some(&mut executor),
         is_checked: !unchecked,
         calibration: calibration.map(|samples| Calibration { samples, memory: calibration_memory() }),
@@ -171,15 +173,14 @@ pub fn optimize(
     if let (Some(examples), Some(validation), Some((original, session))) =
         (&train_on, &validate_on, &mut training)
     {
-        manager.training =
-            Some(Training { examples, validation, original: *original, session: &mut **session });
+        manager.training = Some(Training { examples, validation, original: *original, session });
     }
     let mut graph = model.graph.clone();
     let result = match observer {
         Some(observer) => manager.run(&mut graph, pipeline, observer),
         None => manager.run(&mut graph, pipeline, &mut NoObserver),
     };
-    if let Some((_, session)) = training {
+    if let Some((_, mut session)) = training {
         session.ended();
     }
     // Whatever fails because a run was cut short fails for that reason.
@@ -188,6 +189,13 @@ pub fn optimize(
     let after = Size::of_written(model.source(), &graph, &settings.dims)?;
     model.graph = graph;
     Ok(Optimized { pipeline: pipeline.to_string(), before, after, report })
+}
+
+/// Images that training chooses the best version by, a tenth of them, and those that it trains on. Who calibrates on images
+/// that are also trained on takes the second part.
+pub fn train_and_validate(dataset: Dataset, seed: u64) -> (Dataset, Dataset) {
+    let n = (dataset.len() / 10).max(1);
+    dataset.split(n, seed.wrapping_add(1))
 }
 
 /// Refuses a network whose layers have weights that are not numbers: whatever a pass made of them, the
@@ -217,24 +225,22 @@ pub fn refuse_non_finite(model: &Model) -> Result<(), EmbedError> {
     Ok(())
 }
 
-/// A size that names no open dimension, by its name or as `INPUT:AXIS`, is a spelling mistake.
+/// A size that names no open dimension, by its name or as `INPUT:AXIS`, is a spelling mistake, and 0 is no size.
 ///
 /// # Errors
-/// [`EmbedError::Dim`], with the dimensions that are open.
+/// [`EmbedError::Dim`], with the dimensions that are open; [`EmbedError::DimZero`].
 pub fn check_dims(file: &str, graph: &Graph, dims: &[(String, usize)]) -> Result<(), EmbedError> {
-    let (mut open, mut places) = (Vec::new(), Vec::new());
-    for &id in graph.inputs() {
-        let value = graph.value(ValueId::of(id));
-        for (axis, dim) in value.ty.shape.iter().flatten().enumerate() {
-            if dim.known().is_none() {
-                places.push(format!("{}:{axis}", value.name));
-                open.push(dim.name().map_or_else(|| format!("{}:{axis}", value.name), str::to_owned));
-            }
-        }
-    }
-    match dims.iter().find(|(name, _)| !open.contains(name) && !places.contains(name)) {
+    let open = open_dims(graph);
+    let is_wrong = |(name, size): &&(String, usize)| {
+        *size == 0 || !open.iter().any(|(own, place)| own == name || place == name)
+    };
+    match dims.iter().find(is_wrong) {
         None => Ok(()),
-        Some((name, _)) => Err(EmbedError::Dim { file: file.to_owned(), name: name.clone(), open }),
+        Some((name, 0)) => Err(EmbedError::DimZero { file: file.to_owned(), name: name.clone() }),
+        Some((name, _)) => {
+            let open = open.into_iter().map(|(own, _)| own).collect();
+            Err(EmbedError::Dim { file: file.to_owned(), name: name.clone(), open })
+        }
     }
 }
 
@@ -247,6 +253,8 @@ mod tests {
         let graph: Graph = "graph @g(%x: f32[N,3,H,W]) -> (%y) {\n  %y = Relu(%x)\n}\n".parse().unwrap();
         let pin = |name: &str| check_dims("m.onnx", &graph, &[(name.to_owned(), 8)]);
         assert!(pin("H").is_ok() && pin("x:2").is_ok() && pin("x:1").is_err());
+        let zero = check_dims("m.onnx", &graph, &[("H".to_owned(), 0)]);
+        assert!(zero.unwrap_err().to_string().contains("expected at least 1"));
         assert!(pin("h").unwrap_err().to_string().ends_with("its open sizes are N, H, W"));
     }
 }

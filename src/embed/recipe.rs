@@ -73,6 +73,9 @@ pub enum RecipeError {
     /// Two of `budget`, `energy` and `ranks`.
     #[error("{0} and {1} exclude each other: both say how small the network is to be")]
     Twice(&'static str, &'static str),
+    /// An option that would not be followed.
+    #[error("{0}: {1}")]
+    Ignored(&'static str, &'static str),
     /// A device without a budget of latency.
     #[error("device says whose time counts: give a budget latency=…")]
     Device,
@@ -131,10 +134,28 @@ impl Recipe {
                 let _ = write!(filters, ":{key}={}", plain(key, value)?);
             }
         }
-        let multiple = self.multiple.as_ref().map(|n| format!(":multiple={n}")).unwrap_or_default();
+        let multiple = match &self.multiple {
+            Some(n) => format!(":multiple={}", plain("multiple", n)?),
+            None => String::new(),
+        };
         let method = self.method.map_or(String::new(), |m| format!(":method={}", m.name()));
-        let energy =
-            self.energy.as_deref().or((!has_data && self.budget.is_none()).then_some(DEFAULT_ENERGY));
+        let by_default = (!has_data && self.budget.is_none()).then_some(DEFAULT_ENERGY);
+        let energy = match &self.energy {
+            Some(energy) => Some(plain("energy", energy)?),
+            None => by_default,
+        };
+        if self.multiple.is_some() && self.ranks.is_some() {
+            return Err(RecipeError::Ignored("multiple", "ranks says them already"));
+        }
+        if self.greedy && (self.energy.is_some() || self.ranks.is_some()) {
+            return Err(RecipeError::Ignored(
+                "greedy",
+                "it chooses ranks for a budget; give a budget and no energy or ranks",
+            ));
+        }
+        if self.greedy && by_default.is_some() && self.ranks.is_none() {
+            return Err(RecipeError::Ignored("greedy", "it chooses by images; give data, or a budget"));
+        }
         let mut text = "freeze-weights,@fold".to_owned();
         match (&self.ranks, energy) {
             (Some(file), _) => {
@@ -197,6 +218,11 @@ mod tests {
         assert!(of(|r| r.device = set("board.json")).unwrap_err().contains("latency="));
         assert!(of(|r| r.goal = Some(1.0)).unwrap_err().contains("fine-tune"));
         assert!(of(|r| r.budget = set("speed=2")).unwrap_err().starts_with("budget speed=2"));
+        assert!(of(|r| r.energy = set("0.9,dead-code")).unwrap_err().starts_with("energy 0.9,dead-code"));
+        assert!(of(|r| r.multiple = set("8:gate=off")).unwrap_err().starts_with("multiple 8:gate=off"));
+        assert!(of(|r| (r.multiple, r.ranks) = (set("8"), set("f"))).unwrap_err().starts_with("multiple: "));
+        assert!(of(|r| (r.greedy, r.energy) = (true, set("0.9"))).unwrap_err().starts_with("greedy: "));
+        assert!(of(|r| (r.greedy, r.budget) = (true, set("macs=0.5"))).is_ok());
         assert!(of(|r| r.include = set("a:b")).unwrap_err().starts_with("include a:b"));
         assert!(of(|r| r.fine_tune = set("epochs=1,flip=on")).unwrap_err().contains("colons"));
     }

@@ -1,9 +1,9 @@
 //! A run of training as whoever embeds it keeps it: its epochs, and its checkpoints in one file.
 
+use basisopt_runtime::RuntimeError;
 use basisopt_train::checkpoint;
 use basisopt_train::watch::Epoch;
 use serde::Serialize;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -64,8 +64,25 @@ pub struct Checkpoints {
 
 impl Checkpoints {
     /// Kept in this file; gone on from what is there if `resume`.
-    pub fn new(path: Option<PathBuf>, resume: bool) -> Self {
-        Self { path, resume, run: 0, runs: Vec::new(), kept: Instant::now() }
+    ///
+    /// # Errors
+    /// If there is nothing to go on from, or it cannot be read.
+    pub fn new(path: Option<PathBuf>, resume: bool) -> Result<Self, RuntimeError> {
+        let runs = match path.as_ref().filter(|_| resume) {
+            Some(path) => {
+                let bytes =
+                    std::fs::read(path).map_err(|source| RuntimeError::Io { path: path.clone(), source })?;
+                // What cannot be taken apart is no checkpoint, which is said when it is gone on from.
+                checkpoint::split(&bytes).unwrap_or_else(|_| vec![bytes])
+            }
+            None => Vec::new(),
+        };
+        Ok(Self { path, resume, run: 0, runs, kept: Instant::now() })
+    }
+
+    /// Nothing is kept.
+    pub fn none() -> Self {
+        Self { path: None, resume: false, run: 0, runs: Vec::new(), kept: Instant::now() }
     }
 
     /// The file.
@@ -81,13 +98,7 @@ impl Checkpoints {
     /// The next run begins: the state to go on from, if it was begun before.
     pub fn begin(&mut self) -> Option<Vec<u8>> {
         self.run += 1;
-        let path = self.path.as_ref().filter(|_| self.resume)?;
-        if self.runs.is_empty() {
-            // A file that cannot be read or taken apart is no checkpoint, which is said then.
-            let bytes = std::fs::read(path).unwrap_or_default();
-            self.runs = checkpoint::split(&bytes).unwrap_or_else(|_| vec![bytes]);
-        }
-        self.runs.get(self.run - 1).cloned()
+        self.runs.get(self.run - 1).filter(|_| self.resume).cloned()
     }
 
     /// Whether it is time for another one.
@@ -107,22 +118,6 @@ impl Checkpoints {
             *last = state.to_vec();
         }
         let all = checkpoint::join(&self.runs).map_err(|e| e.to_string())?;
-        write_whole(path, &all).map_err(|e| format!("cannot write {}: {e}", path.display()))
+        basisopt_onnx::write_whole(path, &all).map_err(|e| format!("cannot write {}: {e}", path.display()))
     }
-}
-
-/// Writes a file whole or not at all: beside its place first, then renamed.
-///
-/// # Errors
-/// If the disk refuses; what was there is then still there.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".part");
-    let partial = path.with_file_name(name);
-    let written = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        // A leftover of a failed write is of no use to anybody.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written
 }

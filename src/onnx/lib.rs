@@ -39,6 +39,7 @@ pub mod proto;
 pub mod source;
 mod tensor;
 mod types;
+mod whole;
 mod wire;
 mod write;
 
@@ -49,6 +50,7 @@ pub use fresh::export_new;
 pub use inline::inline_functions;
 pub use layers::node_layers;
 pub use source::Source;
+pub use whole::{check_writable, write_whole};
 
 use basisopt_ir::Graph;
 use bytes::Bytes;

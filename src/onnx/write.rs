@@ -5,10 +5,10 @@ use crate::export::{Encoded, export};
 use crate::external::{Kind, map_tensors};
 use crate::layout::Target;
 use crate::source::{Inner, Source, skeleton};
+use crate::whole::{sync_folder, temporary};
 use basisopt_ir::Graph;
-use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -85,9 +85,9 @@ fn write_all(
         }
         let parent = target.parent().unwrap_or(folder);
         make_folder(parent, created)?;
-        files.push((target.clone(), temporary(pieces, parent, &target)?));
+        files.push((target.clone(), temporary(pieces, parent).map_err(Problem::io("write", &target))?));
     }
-    let model = temporary(encoded.pieces(), folder, path)?;
+    let model = temporary(encoded.pieces(), folder).map_err(Problem::io("write", path))?;
     files.push((path.to_owned(), model));
 
     for (target, file) in files {
@@ -97,10 +97,7 @@ fn write_all(
             created.files.push(target);
         }
     }
-    // The renames themselves are in the folder; where it cannot be synced, the system will do it.
-    if let Ok(folder) = File::open(folder) {
-        drop(folder.sync_all());
-    }
+    sync_folder(folder);
     Ok(())
 }
 
@@ -112,26 +109,6 @@ fn make_folder(folder: &Path, created: &mut Created) -> Result<(), Problem> {
         created.folders.push(folder.to_owned());
     }
     Ok(())
-}
-
-/// A file with these contents, on the disk under a temporary name in a folder.
-fn temporary(pieces: &[Bytes], folder: &Path, target: &Path) -> Result<NamedTempFile, Problem> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".basisopt-").suffix(".tmp");
-    #[cfg(unix)]
-    {
-        // As any newly created file: the process's umask decides.
-        use std::os::unix::fs::PermissionsExt as _;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let io = |result: std::io::Result<()>| result.map_err(Problem::io("write", target));
-    let file = builder.tempfile_in(folder).map_err(Problem::io("write", target))?;
-    let mut to = BufWriter::with_capacity(1 << 16, file.as_file());
-    io(pieces.iter().try_for_each(|piece| to.write_all(piece)))?;
-    io(to.flush())?;
-    drop(to);
-    io(file.as_file().sync_all())?;
-    Ok(file)
 }
 
 /// Names of the data files beside the output. In another folder they keep theirs, unless a file of

@@ -1,6 +1,7 @@
 //! The world as passes see it from a call: files, progress, interruption, training.
 
 use crate::work::Shared;
+use basisopt_embed::EmbedError;
 use basisopt_embed::training::{Checkpoints, EpochLine};
 use basisopt_ir::Graph;
 use basisopt_passes::{Host, Item, Observer, Session};
@@ -77,12 +78,15 @@ pub(crate) struct CallSession {
 
 impl CallSession {
     /// A session that keeps checkpoints if there is a file for them.
-    pub(crate) fn new(shared: Arc<Shared>, checkpoint: Option<Checkpoint>) -> Self {
+    ///
+    /// # Errors
+    /// If the one to go on from cannot be read.
+    pub(crate) fn new(shared: Arc<Shared>, checkpoint: Option<Checkpoint>) -> Result<Self, EmbedError> {
         let checkpoints = match checkpoint {
-            Some(Checkpoint { path, resume }) => Checkpoints::new(Some(path), resume),
-            None => Checkpoints::new(None, false),
+            Some(Checkpoint { path, resume }) => Checkpoints::new(Some(path), resume)?,
+            None => Checkpoints::none(),
         };
-        Self { shared, checkpoints, started: Instant::now(), log: TrainingLog::default() }
+        Ok(Self { shared, checkpoints, started: Instant::now(), log: TrainingLog::default() })
     }
 
     /// What was said; `None` if nothing was trained.

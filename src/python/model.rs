@@ -145,7 +145,7 @@ impl Model {
                 Some(given) => Some(samples(given, &model, &config, &settings, images.n_samples)?),
                 None => None,
             };
-            let mut session = CallSession::new(shared.clone(), common.checkpoint.clone());
+            let mut session = CallSession::new(shared.clone(), common.checkpoint.clone())?;
             let train = match train {
                 Some(given) => Some(TrainOn {
                     dataset: given.open()?,
@@ -202,7 +202,7 @@ impl Model {
             let n = (images.n_samples, HELD_OUT);
             let material =
                 Material::share(data, own, config.preprocess(), n, settings.seed, Use::of(&recipe))?;
-            let mut session = CallSession::new(shared.clone(), common.checkpoint.clone());
+            let mut session = CallSession::new(shared.clone(), common.checkpoint.clone())?;
             let options = CompressOptions {
                 settings,
                 material,
@@ -216,6 +216,13 @@ impl Model {
         })?;
         let report = Reported { done: &done, training: log.log(), version: env!("CARGO_PKG_VERSION") };
         finish(py, model, json(&report), of.path("output")?)
+    }
+}
+
+impl Model {
+    /// The network as it was read.
+    pub(crate) fn graph(&self) -> &basisopt_ir::Graph {
+        &self.model.graph
     }
 }
 

@@ -21,6 +21,9 @@ pub enum SnapshotError {
     /// A pass panicked: a bug in it, and nothing to be stored.
     #[error("{0}")]
     Panicked(String),
+    /// A file that an option of a pass names is not there, or is not what it should be.
+    #[error("{0}")]
+    File(String),
     /// There is no list of cases where one was looked for.
     #[error("there is no {}; `basisopt snapshot init` writes one to begin with", path.display())]
     NoSpec {

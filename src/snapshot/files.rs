@@ -2,7 +2,6 @@
 
 use crate::error::SnapshotError;
 use globset::{GlobBuilder, GlobMatcher};
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// A model that a pattern means.
@@ -87,26 +86,9 @@ pub(crate) fn write_whole(path: &Path, text: &str) -> Result<(), SnapshotError> 
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || {
         std::fs::create_dir_all(folder)?;
-        let mut file = tempfile::Builder::new().prefix(".basisopt-").tempfile_in(folder)?;
-        file.write_all(text.as_bytes())?;
-        file.as_file().sync_all()?;
-        readable(file.as_file())?;
-        file.persist(path).map_err(|e| e.error)?;
-        Ok(())
+        basisopt_onnx::write_whole(path, text.as_bytes())
     };
     write().map_err(SnapshotError::io("write", path))
-}
-
-/// Temporary files are their owner's alone; a snapshot is checked in and read by others.
-#[cfg(unix)]
-fn readable(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt as _;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn readable(_: &std::fs::File) -> std::io::Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]

@@ -23,8 +23,9 @@
 use crate::cost::{self, Table};
 use crate::error::SnapshotError;
 use crate::shapes::Shapes;
-use basisopt_ir::{Graph, ValueId, parse, print};
+use basisopt_ir::{Graph, parse, print};
 use basisopt_onnx::{Model, Problem};
+use basisopt_passes::cost::open_dims;
 use basisopt_passes::{
     Host, Manager, ManagerError, NoHost, NoObserver, PassError, Pipeline, Registry, Report,
 };
@@ -102,6 +103,10 @@ impl Snapshot {
                 Ok(Self { text, is_error: false })
             }
             Err(ManagerError::Pass { source: PassError::Interrupted, .. }) => Err(SnapshotError::Interrupted),
+            // The machine's, not the network's: it would be stored as if it were meant.
+            Err(error @ ManagerError::Pass { source: PassError::File { .. }, .. }) => {
+                Err(SnapshotError::File(error.to_string()))
+            }
             Err(error @ ManagerError::Panicked { .. }) => Err(SnapshotError::Panicked(error.to_string())),
             Err(error) => Ok(Self::error(name, pipeline, &error.to_string())),
         }
@@ -122,17 +127,28 @@ impl Snapshot {
         let bytes = bytes.into();
         // A mistake in the pipeline is one whatever the model is like.
         read_pipeline(pipeline, &settings.registry)?;
-        let graph = if bytes.starts_with(b"graph ") || bytes.starts_with(b"//") {
-            std::str::from_utf8(&bytes)
-                .map_err(|e| e.to_string())
-                .and_then(|text| parse::parse(text).map_err(|e| format!("line {}: {}", e.line, e.message)))
-                .map_err(|e| format!("{name}: {e}"))
-        } else {
-            Model::from_bytes(name, bytes, dir).map(|m| m.graph).map_err(|e| e.to_string())
-        };
+        let begin = bytes.trim_ascii_start();
+        if begin.starts_with(b"graph ") || begin.starts_with(b"//") {
+            return Self::of_bir(name, &bytes, pipeline, settings);
+        }
+        match Model::from_bytes(name, bytes, dir) {
+            Ok(model) => Self::of_graph(name, model.graph, pipeline, settings),
+            Err(error) => Ok(Self::error(name, pipeline, &relative(&error.to_string(), dir))),
+        }
+    }
+
+    fn of_bir(
+        name: &str,
+        bytes: &[u8],
+        pipeline: &str,
+        settings: &Settings<'_>,
+    ) -> Result<Self, SnapshotError> {
+        let graph = std::str::from_utf8(bytes)
+            .map_err(|e| e.to_string())
+            .and_then(|text| parse::parse(text).map_err(|e| format!("line {}: {}", e.line, e.message)));
         match graph {
             Ok(graph) => Self::of_graph(name, graph, pipeline, settings),
-            Err(error) => Ok(Self::error(name, pipeline, &relative(&error, dir))),
+            Err(error) => Ok(Self::error(name, pipeline, &format!("{name}: {error}"))),
         }
     }
 
@@ -147,11 +163,11 @@ impl Snapshot {
         settings: &Settings<'_>,
     ) -> Result<Self, SnapshotError> {
         let dir = path.parent();
+        read_pipeline(pipeline, &settings.registry)?;
         if path.extension().is_some_and(|e| e == "bir") {
             let bytes = std::fs::read(path).map_err(SnapshotError::io("read", path))?;
-            return Self::of_bytes(name, bytes, dir, pipeline, settings);
+            return Self::of_bir(name, &bytes, pipeline, settings);
         }
-        read_pipeline(pipeline, &settings.registry)?;
         match Model::read(path) {
             Ok(model) => Self::of_graph(name, model.graph, pipeline, settings),
             Err(error) => {
@@ -240,40 +256,36 @@ fn plain(text: &str) -> String {
     text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
 }
 
-/// An error without the folder of this machine in it.
+/// An error without the folder of this machine in it: where a path begins with the folder, that goes.
 fn relative(error: &str, dir: Option<&Path>) -> String {
-    match dir.map(|d| d.display().to_string()).filter(|d| !d.is_empty()) {
-        Some(dir) => error.replace(&format!("{dir}{}", std::path::MAIN_SEPARATOR), ""),
-        None => error.to_owned(),
+    let Some(dir) = dir.map(|d| d.display().to_string()).filter(|d| !d.is_empty()) else {
+        return error.to_owned();
+    };
+    let dir = format!("{dir}{}", std::path::MAIN_SEPARATOR);
+    let mut rest = error;
+    let mut out = String::with_capacity(error.len());
+    while let Some(at) = rest.find(&dir) {
+        let before = &rest[..at];
+        let begins = before.chars().next_back().is_none_or(|c| c.is_whitespace() || "\"'`(=".contains(c));
+        out += before;
+        if !begins {
+            out += &dir;
+        }
+        rest = &rest[at + dir.len()..];
     }
+    out + rest
 }
 
 /// A size for what is not open is a spelling mistake.
 fn check_dims(model: &str, graph: &Graph, dims: &[(String, usize)]) -> Result<(), SnapshotError> {
-    let (names, places) = open_dims(graph);
-    match dims.iter().find(|(name, _)| !names.contains(name) && !places.contains(name)) {
+    let open = open_dims(graph);
+    match dims.iter().find(|(name, _)| !open.iter().any(|(own, place)| own == name || place == name)) {
         None => Ok(()),
         Some((name, _)) => {
-            let (model, name) = (model.to_owned(), name.clone());
-            Err(SnapshotError::Dims { model, name, open: names.join(", ") })
+            let open: Vec<String> = open.into_iter().map(|(own, _)| own).collect();
+            Err(SnapshotError::Dims { model: model.to_owned(), name: name.clone(), open: open.join(", ") })
         }
     }
-}
-
-/// The open sizes of a graph's inputs: by name where they have one, and as `INPUT:AXIS`.
-fn open_dims(graph: &Graph) -> (Vec<String>, Vec<String>) {
-    let (mut names, mut places) = (Vec::new(), Vec::new());
-    for &id in graph.inputs() {
-        let value = graph.value(ValueId::of(id));
-        for (axis, dim) in value.ty.shape.iter().flatten().enumerate() {
-            if dim.known().is_none() {
-                let place = format!("{}:{axis}", value.name);
-                names.push(dim.name().map_or_else(|| place.clone(), str::to_owned));
-                places.push(place);
-            }
-        }
-    }
-    (names, places)
 }
 
 #[cfg(test)]
@@ -337,6 +349,31 @@ mod tests {
             assert!(snapshot.is_error() && snapshot.text().contains(reason), "{snapshot}");
         }
         assert!(take(b"", "@fould").unwrap_err().is_usage());
+    }
+
+    #[test]
+    fn a_bir_file_is_one_however_it_begins() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("net.bir");
+        std::fs::write(&path, format!("\n  {NETWORK}")).unwrap();
+        let of_file = Snapshot::of_file("net.bir", &path, "", &Settings::default()).unwrap();
+        assert!(!of_file.is_error(), "{of_file}");
+        let bytes = std::fs::read(&path).unwrap();
+        assert_eq!(Snapshot::of_bytes("net.bir", bytes, None, "", &Settings::default()).unwrap(), of_file);
+    }
+
+    #[test]
+    fn files_that_are_not_there_are_the_lists_fault() {
+        let error = take("factorize-conv:ranks=nowhere", &[]).unwrap_err();
+        assert!(matches!(&error, SnapshotError::File(text) if text.contains("ranks=nowhere")), "{error}");
+    }
+
+    #[test]
+    fn errors_have_no_folder_of_this_machine_in_them() {
+        let of = |error, dir| relative(error, Some(Path::new(dir)));
+        assert_eq!(of("cannot read /a/b/w.data: gone", "/a/b"), "cannot read w.data: gone");
+        assert_eq!(of("\"./w.data\" and ../w.data", "."), "\"w.data\" and ../w.data");
+        assert_eq!(of("no folder", ""), "no folder");
     }
 
     #[test]

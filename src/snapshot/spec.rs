@@ -155,7 +155,7 @@ impl Spec {
     /// [`SnapshotError::Pipeline`]: passes that are not in the registry.
     pub fn cases(&self, registry: &Registry) -> Result<Vec<Case>, SnapshotError> {
         let by_itself: Vec<PathBuf> = (self.entries.iter())
-            .filter(|e| !files::is_pattern(&e.model))
+            .filter(|e| !self.is_pattern(e))
             .filter_map(|e| self.dir().join(&e.model).canonicalize().ok())
             .collect();
         let mut cases = Vec::new();
@@ -164,16 +164,17 @@ impl Spec {
             let mut found = files::find(self.dir(), &entry.model)
                 .map_err(|e| self.wrong(format!("model {:?}: {e}", entry.model)))?;
             if found.is_empty() {
-                let what = if files::is_pattern(&entry.model) { "matches no file" } else { "is not there" };
+                let what = if self.is_pattern(entry) { "matches no file" } else { "is not there" };
                 return Err(
                     self.wrong(format!("model {:?} {what}; paths are relative to this file", entry.model))
                 );
             }
-            if files::is_pattern(&entry.model) {
+            let is_pattern = self.is_pattern(entry);
+            if is_pattern {
                 found.retain(|f| f.path.canonicalize().map_or(true, |path| !by_itself.contains(&path)));
             }
             for model in found {
-                let name = model_name(entry, &model.short).map_err(|e| self.wrong(e))?;
+                let name = model_name(entry, &model.short, is_pattern).map_err(|e| self.wrong(e))?;
                 for (pipeline_name, pipeline) in &pipelines {
                     cases.push(Case {
                         name: format!("{name}/{pipeline_name}"),
@@ -188,6 +189,11 @@ impl Spec {
         }
         self.check_names(&cases)?;
         Ok(cases)
+    }
+
+    /// Whether an entry means several models: a file whose name has brackets is one.
+    fn is_pattern(&self, entry: &Entry) -> bool {
+        files::is_pattern(&entry.model) && !self.dir().join(&entry.model).is_file()
     }
 
     /// Names and texts of the pipelines of a case.
@@ -265,7 +271,7 @@ fn check_keys(table: &toml::Table) -> Result<(), String> {
 
 /// The name of a model in names of files: its own without the ending, or the one given, under which those of a
 /// pattern then stand.
-fn model_name(entry: &Entry, short: &str) -> Result<String, String> {
+fn model_name(entry: &Entry, short: &str, is_pattern: bool) -> Result<String, String> {
     let stem = match short.rsplit_once('.') {
         Some((stem, end)) if !stem.is_empty() && !end.contains('/') => stem,
         _ => short,
@@ -277,11 +283,7 @@ fn model_name(entry: &Entry, short: &str) -> Result<String, String> {
             "name {name:?} names a folder: expected letters, digits and - _ + = . only, perhaps with / between"
         ));
     }
-    Ok(if files::is_pattern(&entry.model) {
-        format!("{name}/{}", parts(stem).join("/"))
-    } else {
-        name.clone()
-    })
+    Ok(if is_pattern { format!("{name}/{}", parts(stem).join("/")) } else { name.clone() })
 }
 
 /// A text as the name of a file: `@fold,dead-code` is `fold+dead-code`.
@@ -341,6 +343,15 @@ mod tests {
         let text = "snapshots = \"s\"\n[[case]]\nmodel = \"*.onnx\"\npipelines = [\"@fold\"]\n\
                     [[case]]\nmodel = \"./b.onnx\"\npipelines = [\"\"]\ndims = { H = 8 }\n";
         assert_eq!(names(dir.path(), text).unwrap(), ["s/a/fold.snap", "s/b/no-passes.snap"]);
+    }
+
+    #[test]
+    fn a_file_with_brackets_in_its_name_is_one_model() {
+        let dir = folder(&["a[1].bir", "b.bir"]);
+        let text = "[[case]]\nmodel = \"*.bir\"\npipelines = [\"\"]\n\
+                    [[case]]\nmodel = \"a[1].bir\"\nname = \"alpha\"\npipelines = [\"\"]\n";
+        let expected = ["snapshots/b/no-passes.snap", "snapshots/alpha/no-passes.snap"];
+        assert_eq!(names(dir.path(), text).unwrap(), expected);
     }
 
     #[test]

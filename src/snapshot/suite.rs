@@ -61,6 +61,35 @@ pub enum Status {
     Failed(String),
 }
 
+impl Status {
+    /// How a new text stands to what a file holds.
+    pub fn of(file: &Path, new: &str) -> Self {
+        // What is no text, as after a merge that went wrong, differs and can be replaced.
+        match std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()) {
+            Ok(stored) => match compare(&stored, new) {
+                comparison if comparison.is_equal() => Self::Equal,
+                comparison => Self::Different(comparison),
+            },
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Self::Missing(new.to_owned()),
+            Err(e) => Self::Failed(SnapshotError::io("read", file)(e).to_string()),
+        }
+    }
+
+    /// Writes the file, whole, where it is missing or differs; says whether it was written.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`]; the file is then as it was.
+    pub fn store(&self, file: &Path) -> Result<bool, SnapshotError> {
+        let text = match self {
+            Self::Missing(text) => text,
+            Self::Different(comparison) => comparison.settled(),
+            Self::Equal | Self::Failed(_) => return Ok(false),
+        };
+        files::write_whole(file, text)?;
+        Ok(true)
+    }
+}
+
 /// What came of one case.
 #[derive(Clone, Debug)]
 pub struct Outcome {
@@ -144,11 +173,8 @@ impl Suite {
                         && let index = next.fetch_add(1, Ordering::Relaxed)
                         && let Some(case) = cases.get(index)
                     {
-                        let started = Instant::now();
-                        let status = self.status(case, host);
-                        let outcome = Outcome { case: (*case).clone(), status, time: started.elapsed() };
                         // The receiver outlives this loop.
-                        let _ = sender.send((index, outcome));
+                        let _ = sender.send((index, self.run(case, host)));
                     }
                 });
             }
@@ -173,13 +199,9 @@ impl Suite {
     pub fn accept(&self, report: &Report, remove_orphans: bool) -> Result<Accepted, SnapshotError> {
         let mut accepted = Accepted::default();
         for outcome in &report.outcomes {
-            let text = match &outcome.status {
-                Status::Missing(text) => text,
-                Status::Different(comparison) => comparison.settled(),
-                Status::Equal | Status::Failed(_) => continue,
-            };
-            files::write_whole(&outcome.case.file, text)?;
-            accepted.written.push(outcome.case.file.clone());
+            if outcome.status.store(&outcome.case.file)? {
+                accepted.written.push(outcome.case.file.clone());
+            }
         }
         for orphan in report.orphans.iter().filter(|_| remove_orphans) {
             std::fs::remove_file(orphan).map_err(SnapshotError::io("remove", orphan))?;
@@ -194,6 +216,18 @@ impl Suite {
             }
         }
         Ok(accepted)
+    }
+
+    /// Takes the snapshot of one case and holds it against the stored one, for runners that have cases of their own.
+    /// `interrupted` is asked in passes; the case of a run that was interrupted has failed.
+    pub fn check_case(&self, case: &Case, interrupted: &(dyn Fn() -> bool + Sync)) -> Outcome {
+        self.run(case, &Beside { dir: self.spec.dir(), interrupted })
+    }
+
+    fn run(&self, case: &Case, host: &Beside<'_>) -> Outcome {
+        let started = Instant::now();
+        let status = self.status(case, host);
+        Outcome { case: case.clone(), status, time: started.elapsed() }
     }
 
     fn status(&self, case: &Case, host: &Beside<'_>) -> Status {
@@ -212,27 +246,25 @@ impl Suite {
                 ));
             }
         };
-        match std::fs::read_to_string(&case.file) {
-            Ok(stored) => match compare(&stored, new.text()) {
-                comparison if comparison.is_equal() => Status::Equal,
-                comparison => Status::Different(comparison),
-            },
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Status::Missing(new.text().to_owned()),
-            Err(e) => Status::Failed(SnapshotError::io("read", &case.file)(e).to_string()),
-        }
+        Status::of(&case.file, new.text())
     }
 
-    /// Snapshot files below the folder that no case has.
-    fn orphans(&self) -> Result<Vec<PathBuf>, SnapshotError> {
+    /// Snapshot files below the folder that no case has, in order.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Io`] if the folder cannot be read.
+    pub fn orphans(&self) -> Result<Vec<PathBuf>, SnapshotError> {
         let folder = self.spec.folder();
         if !folder.exists() {
             return Ok(vec![]);
         }
-        let known: BTreeSet<&Path> = self.cases.iter().map(|c| c.file.as_path()).collect();
+        // Where `A` and `a` are one file, it is under either name.
+        let known: BTreeSet<PathBuf> =
+            self.cases.iter().map(|c| c.file.canonicalize().unwrap_or_else(|_| c.file.clone())).collect();
         let found = files::walk(folder).map_err(SnapshotError::io("read", folder))?;
         let is_orphan = |path: &PathBuf| {
             path.extension().is_some_and(|e| e == EXTENSION)
-                && !known.contains(path.as_path())
+                && !known.contains(&path.canonicalize().unwrap_or_else(|_| path.clone()))
                 // Snapshots of other tools have the same ending.
                 && std::fs::read(path).is_ok_and(|bytes| bytes.starts_with(HEAD.as_bytes()))
         };

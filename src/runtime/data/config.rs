@@ -106,9 +106,7 @@ impl ModelConfig {
         let path = path.as_ref();
         let text = toml::to_string(self)
             .map_err(|e| RuntimeError::Config { path: path.to_owned(), reason: e.to_string() })?;
-        let partial = path.with_extension("toml.part");
-        std::fs::write(&partial, text).map_err(RuntimeError::io(&partial))?;
-        std::fs::rename(&partial, path).map_err(RuntimeError::io(path))
+        basisopt_onnx::write_whole(path, text.as_bytes()).map_err(RuntimeError::io(path))
     }
 
     /// The preprocessing these settings describe.

@@ -271,6 +271,20 @@ impl Dataset {
         self.batches_from(preprocess, input, 0)
     }
 
+    /// Whether the channels of a pixel lie side by side in an input with four axes.
+    ///
+    /// # Errors
+    /// As for reading images: if the settings do not fit the input. Numbers that are fed as they are fit whatever it has;
+    /// without a `layout`, they have channels last where only the last axis can be a gray or coloured pixel.
+    pub fn is_channels_last(&self, preprocess: &Preprocess, input: &InputInfo) -> Result<bool, RuntimeError> {
+        let is_fed_as_it_is = matches!(&self.records, Records::Array(array) if array.is_float());
+        if !is_fed_as_it_is {
+            return Ok(preprocess.geometry(input)?.layout == Layout::Nhwc);
+        }
+        let is_pixel = |axis: usize| matches!(input.shape.get(axis), Some(1 | 3));
+        Ok(preprocess.layout.map_or(is_pixel(3) && !is_pixel(1), |layout| layout == Layout::Nhwc))
+    }
+
     /// As [`Dataset::batches`], without the first so many batches, which are not read.
     ///
     /// # Errors
@@ -420,6 +434,12 @@ impl Batches<'_> {
                         self.input.name
                     );
                     return Err(self.wrong(index, &reason));
+                }
+                // One such value would spread over all that is computed from the image, and all that is learnt from it.
+                if let Some(value) = own.iter().find(|v| !v.is_finite()) {
+                    return Err(
+                        self.wrong(index, &format!("a value of it is {value}; images have finite values"))
+                    );
                 }
                 values.extend(own);
             }

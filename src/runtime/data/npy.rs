@@ -228,9 +228,14 @@ impl ArrayFile {
             .map_err(|e| self.wrong(&e.to_string()))
     }
 
+    /// Whether it holds floats, which are fed to a network as they are.
+    pub(crate) fn is_float(&self) -> bool {
+        matches!(self.element, Element::F16 | Element::F32 | Element::F64)
+    }
+
     /// The whole array as integers: for labels, which are small.
     pub(crate) fn integers(&self) -> Result<Vec<i64>, RuntimeError> {
-        if matches!(self.element, Element::F16 | Element::F32 | Element::F64) {
+        if self.is_float() {
             return Err(self.wrong("holds floats; labels are integers"));
         }
         if self.shape.is_empty() || self.record_shape().iter().any(|&d| d != 1) {

@@ -77,7 +77,7 @@ impl Default for Preprocess {
 /// What one image becomes for one network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Geometry {
-    layout: Layout,
+    pub layout: Layout,
     n_channels: usize,
     height: usize,
     width: usize,
@@ -115,14 +115,6 @@ impl Preprocess {
             return Err(wrong("crop", format!("({crop}) is larger than `resize` ({resize})")));
         }
         Ok(())
-    }
-
-    /// Whether the channels of a pixel lie side by side in this input.
-    ///
-    /// # Errors
-    /// As for reading images: if the settings do not fit the input.
-    pub fn is_channels_last(&self, input: &InputInfo) -> Result<bool, RuntimeError> {
-        Ok(self.geometry(input)?.layout == Layout::Nhwc)
     }
 
     /// What a black pixel becomes, by channel.

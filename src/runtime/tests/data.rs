@@ -151,9 +151,19 @@ fn floats_pass_through_and_bytes_do_not() {
     assert_eq!(batches[0].labels, None);
     let error = read(&dataset, &[2, 2, 1, 1]).unwrap_err().to_string();
     assert!(error.contains("record 0") && error.contains("[2, 1, 1]"), "{error}");
+    // Floats have whatever channels the network takes; only bytes have gray or coloured pixels.
+    let is_last =
+        |dataset: &Dataset, shape: &[usize]| dataset.is_channels_last(&Preprocess::default(), &input(shape));
+    assert_eq!([[1, 7, 4, 4], [1, 4, 4, 3]].map(|s| is_last(&dataset, &s).unwrap()), [false, true]);
+
+    let damaged: Vec<u8> = [0.5f32, -1.5, f32::NAN, 3.5].iter().flat_map(|v| v.to_le_bytes()).collect();
+    std::fs::write(&path, npy("<f4", "(2, 1, 1, 2)", &damaged)).unwrap();
+    let error = read(&open(&path), &[1, 1, 1, 2]).unwrap_err().to_string();
+    assert!(error.contains("x.npy") && error.contains("record 1: a value of it is NaN"), "{error}");
 
     // Channels first, one image of two by one pixels.
     std::fs::write(&path, npy("|u1", "(1, 3, 1, 2)", &[1, 2, 3, 4, 5, 6])).unwrap();
+    assert!(is_last(&open(&path), &[1, 7, 4, 4]).is_err());
     let batches = read(&open(&path), &[1, 3, 1, 2]).unwrap();
     assert_eq!(batches[0].inputs.to_f32s().unwrap(), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
 

@@ -42,9 +42,14 @@ fn pairs_are_what_the_fused_operator_takes() {
     let symbols = model.input_fact(0).unwrap().shape.iter().flat_map(|d| d.symbols()).collect::<Vec<_>>();
     model = model.set_symbols(&symbols.into_iter().map(|s| (s, 1.to_dim())).collect()).unwrap();
     FactorizeConv { energy: Some(0.9), ..FactorizeConv::default() }.apply(&mut model).unwrap();
-    let mut fused = model.clone().into_decluttered().unwrap();
+    // On aarch64 tract has channels last around depthwise convolutions, where pairs are not found: they are fused before.
+    let mut fused = model.clone();
+    if !cfg!(target_arch = "aarch64") {
+        fused = fused.into_decluttered().unwrap();
+    }
     // All but the one with groups.
     assert_eq!(basisopt_runtime::fused::fuse(&mut fused).unwrap(), 7);
+    let fused = fused.into_decluttered().unwrap();
     let fused = run(&fused.into_optimized().unwrap(), 1, false);
     assert!(difference(&run(&model, 1, false), &fused) <= 1e-5);
 }
