@@ -7,6 +7,7 @@ use basisopt_embed::EmbedError;
 use basisopt_onnx::{OnnxError, Problem};
 use basisopt_passes::{ManagerError, PassError};
 use basisopt_runtime::RuntimeError;
+use basisopt_snapshot::SnapshotError;
 use basisopt_train::watch::FitError;
 use pyo3::prelude::*;
 use std::io::ErrorKind;
@@ -40,7 +41,10 @@ pub(crate) fn of_embed(py: Python<'_>, error: &EmbedError) -> PyErr {
     let (class, remedy) = match error {
         EmbedError::Onnx(error) => return of_onnx(py, error),
         EmbedError::Runtime(error) => return of_runtime(py, error),
-        EmbedError::Pipeline(_) | EmbedError::Recipe(_) | EmbedError::Dim { .. } => (PIPELINE, ""),
+        EmbedError::Pipeline(_)
+        | EmbedError::Recipe(_)
+        | EmbedError::Dim { .. }
+        | EmbedError::DimZero { .. } => (PIPELINE, ""),
         EmbedError::Manager { source, .. } => of_manager(source),
         EmbedError::Images { .. } | EmbedError::Missing(_) => (DATA, ""),
         EmbedError::NotFinite { .. } => (MODEL, ""),
@@ -94,6 +98,23 @@ pub(crate) fn of_runtime(py: Python<'_>, error: &RuntimeError) -> PyErr {
         | RuntimeError::InputTooLarge { .. }
         | RuntimeError::Model { .. }
         | RuntimeError::Tract { .. } => MODEL,
+        _ => BASE,
+    };
+    exception(py, class, &error.to_string())
+}
+
+/// An error of taking or holding snapshots.
+pub(crate) fn of_snapshot(py: Python<'_>, error: &SnapshotError) -> PyErr {
+    let class = match error {
+        SnapshotError::Io { source, .. } => file_class(source),
+        // The remedy of the message is the command line's, which is not in the package.
+        SnapshotError::NoSpec { path } => {
+            return exception(py, "MissingFileError", &format!("there is no {}", path.display()));
+        }
+        SnapshotError::Spec { .. }
+        | SnapshotError::File(_)
+        | SnapshotError::Pipeline { .. }
+        | SnapshotError::Dims { .. } => PIPELINE,
         _ => BASE,
     };
     exception(py, class, &error.to_string())

@@ -8,6 +8,7 @@
 //! | `model` | the class `Model`: what can be done to a model |
 //! | `work` | long work beside the interpreter: signals, progress, panics |
 //! | `host` | what passes may use of the world |
+//! | `snapshot` | what pipelines make of models, as text |
 //! | `data`, `options` | what came from Python |
 //! | `errors` | errors as Python's exceptions |
 
@@ -16,6 +17,7 @@ mod errors;
 mod host;
 mod model;
 mod options;
+mod snapshot;
 mod work;
 
 use pyo3::prelude::*;
@@ -30,6 +32,9 @@ mod _basisopt {
 
     #[pymodule_export]
     use crate::model::{Model, write};
+
+    #[pymodule_export]
+    use crate::snapshot::{Cases, diff, hold, take};
 
     /// The version of the package.
     #[pymodule_export]

@@ -9,13 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import _basisopt, _data
-from ._errors import FileError, PipelineError
+from ._errors import FileError, MissingFileError, PipelineError
 from ._models import Read, path_of, read
 from ._progress import Progress, shown
 from ._result import Result
 
-# The name under which ranks that are given as a dict stand in the pipeline.
-_RANKS = "ranks"
+# What stands in the pipeline for ranks that are given as a dict, in place of a file's name.
+_RANKS = "(given)"
+# What all checkpoints begin with, of one run or of several, of this version or another: `src/train/checkpoint.rs`.
+_CHECKPOINT = b"basisopt-c"
+# Calibrated on, if nothing is said.
+_SAMPLES = 1000
 
 
 def optimize(
@@ -69,7 +73,7 @@ def optimize(
     source = read(model, base_dir)
     if not isinstance(pipeline, str):
         raise TypeError(f"pipeline: expected text, found {type(pipeline).__qualname__}")
-    limit = 1000 if samples is None else _count(samples, "samples")
+    limit = _SAMPLES if samples is None else _count(samples, "samples")
     if train is None and (checkpoint is not None or resume):
         raise PipelineError("checkpoint and resume are for training: give train")
     options = _common(source, seed=seed, dims=dims, output=output, checkpoint=checkpoint, resume=resume)
@@ -156,7 +160,7 @@ def compress(
     fine_tune = "" if fine_tune is True else None if fine_tune is False else fine_tune
     if fine_tune is None and (checkpoint is not None or resume):
         raise PipelineError("checkpoint and resume are for training: give fine_tune")
-    n_samples = None if samples is None else _count(samples, "samples")
+    n_samples = _SAMPLES if samples is None else _count(samples, "samples")
     # What is trained on is read to its end.
     limit = _data.n_needed(n_samples) if fine_tune is None else None
     options = _common(source, seed=seed, dims=dims, output=output, checkpoint=checkpoint, resume=resume)
@@ -168,7 +172,8 @@ def compress(
         "ranks": ranks_path,
         "ranks_text": ranks_text,
         "method": method,
-        "device": None if device is None else path_of(device, "device"),
+        # This machine, or a file.
+        "device": device if device is None or device == "here" else _existing(device, "device"),
         "greedy": greedy,
         "multiple": multiple,
         "include": _globs(include, "include"),
@@ -183,7 +188,7 @@ def compress(
         "bench": bench,
         "data": _data.images(data, labels, source.core, "data", limit),
         "calibration": _data.images(
-            calibration, None if calibration is None else False, source.core, "calibration", limit
+            calibration, None if calibration is None else False, source.core, "calibration", n_samples
         ),
     }
     with shown(progress) as callback:
@@ -215,26 +220,49 @@ def _common(
 ) -> dict[str, Any]:
     written = None if output is None else path_of(output, "output")
     if written is not None:
-        _check_output(written, source.path)
+        _check_target(written, source.path)
     state = None if checkpoint is None else path_of(checkpoint, "checkpoint")
+    if state is not None:
+        _check_target(state, source.path)
+        if written is not None and os.path.realpath(state) == os.path.realpath(written):
+            raise PipelineError(f"checkpoint and output are one file, {state}; name another for one of them")
     if resume and (state is None or not os.path.isfile(state)):
         raise FileError(f"resume: there is no checkpoint ({state or 'give checkpoint=PATH'})")
-    if state is not None and not resume and os.path.exists(state):
-        raise FileError(
-            f"{state} is the checkpoint of an earlier run: go on from it with resume=True, remove it, or name another"
-        )
+    if state is not None and os.path.exists(state):
+        if not _is_checkpoint(state):
+            raise FileError(f"{state} is a file that is no checkpoint; name another")
+        if not resume:
+            raise FileError(
+                f"{state} is the checkpoint of an earlier run: go on from it with resume=True, remove it, or name another"
+            )
     return {"seed": seed, "dims": _dims(dims), "output": written, "checkpoint": state, "resume": resume}
 
 
-def _check_output(output: str, source: str | None) -> None:
-    """Refuses an output that cannot be written, before any work is done for it."""
-    if source is not None and os.path.exists(output) and os.path.samefile(output, source):
-        raise FileError(f"refusing to write {output}: it is the input model; choose another output path")
-    if os.path.isdir(output):
-        raise FileError(f"cannot write {output}: it is a folder; name a file in it")
-    folder = os.path.dirname(output)
+def _check_target(target: str, source: str | None) -> None:
+    """Refuses a file that cannot be written, before any work is done for it."""
+    if source is not None and os.path.exists(target) and os.path.samefile(target, source):
+        raise FileError(f"refusing to write {target}: it is the input model; choose another path")
+    if os.path.isdir(target):
+        raise FileError(f"cannot write {target}: it is a folder; name a file in it")
+    folder = os.path.dirname(target)
     if folder and not os.path.isdir(folder):
-        raise FileError(f"cannot write {output}: there is no folder {folder}; create it first")
+        raise FileError(f"cannot write {target}: there is no folder {folder}; create it first")
+
+
+def _is_checkpoint(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_CHECKPOINT)) == _CHECKPOINT
+    except OSError as e:
+        raise FileError(f"cannot read {path}: {e.strerror}") from e
+
+
+def _existing(value: Any, name: str) -> str:
+    """The path of a file that a pass will read."""
+    path = path_of(value, name)
+    if not os.path.exists(path):
+        raise MissingFileError(f"{name}: there is no file {path}")
+    return path
 
 
 def _images(
@@ -275,7 +303,7 @@ def _dims(dims: Mapping[str, int] | None) -> list[tuple[str, int]]:
 
 def _ranks(ranks: Any) -> tuple[str | None, str | None]:
     if ranks is None or not isinstance(ranks, Mapping):
-        return None if ranks is None else path_of(ranks, "ranks"), None
+        return None if ranks is None else _existing(ranks, "ranks"), None
     for name, rank in ranks.items():
         if not isinstance(name, str) or "#" in name or "\n" in name or not isinstance(rank, numbers.Integral):
             raise PipelineError(f"ranks: {name!r}: {rank!r}: expected the name of a layer and a whole number")

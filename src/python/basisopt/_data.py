@@ -25,10 +25,13 @@ _LABELS = ("label", "labels", "target", "targets", "y")
 _JUDGED = 1000
 _REPORTED = 2000
 
+# Values of an array that are looked at in one go.
+_STRIDE = 1 << 20
 
-def n_needed(samples: int | None) -> int:
+
+def n_needed(samples: int) -> int:
     """How many images a run without training looks at, at most."""
-    return (1000 if samples is None else samples) + _JUDGED + _REPORTED
+    return samples + _JUDGED + _REPORTED
 
 
 def images(data: Any, labels: Any, core: _basisopt.Model, name: str, limit: int | None) -> dict[str, Any] | None:
@@ -60,6 +63,7 @@ def images(data: Any, labels: Any, core: _basisopt.Model, name: str, limit: int 
             raise DataError(f"{name}: an array of shape {list(array.shape)} holds no images; expected [N, …]")
         if len(array) == 0:
             raise DataError(f"{name}: there are no images in an array of shape {list(array.shape)}")
+        _check_finite(array, name, 0)
         packed: dict[str, Any] = {"name": name, "array": _plain(array)}
     else:
         packed, own = _collected(data, core, name, limit, want_labels=labels is not False)
@@ -100,7 +104,7 @@ def inputs(data: Any, core: _basisopt.Model, name: str, limit: int) -> dict[str,
             arrays.append(array)
         sizes = {a.shape[0] if a.ndim else 0 for a in arrays}
         if is_open and len(sizes) == 1:
-            (n,) = sizes
+            n = min(*sizes, limit - taken)
             parts = [[a[j : j + 1] for a in arrays] for j in range(n)]
         else:
             n, parts = max(sizes, default=1), [arrays]
@@ -140,8 +144,14 @@ def _collected(
     for i, item in enumerate(_iterator(data)):
         at = f"{name}: item {i}"
         found, label = _pair(item, own_names + _IMAGES, at)
-        array = _batched(_checked(_array(found), at), rank, at)
-        first = array if first is None else first
+        array = _checked(_array(found), at)
+        # What the first item was the others are: a last batch of three images in grey looks like one in colour.
+        if first is None:
+            first = array = _batched(array, rank, at)
+        elif array.shape == first.shape[1:]:
+            array = array[None]
+        elif array.shape[1:] != first.shape[1:]:
+            array = _batched(array, rank, at)
         if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
             raise DataError(
                 f"{at}: images of shape {list(array.shape[1:])} and type {array.dtype}, but of shape "
@@ -151,6 +161,7 @@ def _collected(
         if label is not None and want_labels:
             labels += _labels(label, len(array), at)[:taken]
             n_labelled += taken
+        _check_finite(array[:taken], name, n)
         # Packed at once: a loader may use its buffer again for the next batch.
         parts.append(_plain(array[:taken])[2])
         n += taken
@@ -192,10 +203,15 @@ def _pair(item: Any, image_names: tuple[str, ...], at: str) -> tuple[Any, Any]:
 
 
 def _is_sample(value: Any, like: Any) -> bool:
-    """Whether this is one more image beside another, and not its label."""
+    """Whether this is one more image beside another, or one more batch, and not its label."""
     if not _is_array(value) or not _is_array(like):
         return False
-    return _rank(value) >= 2 and _rank(value) == _rank(like)
+    if _rank(value) < 2 or _rank(value) != _rank(like):
+        return False
+    value, like = _array(value), _array(like)
+    # Labels may be [N,1], and the network's input [N,M].
+    is_label = value.dtype.kind in "iu" and value.dtype != like.dtype
+    return not is_label and value.shape[1:] == like.shape[1:]
 
 
 def _rank(value: Any) -> int:
@@ -251,6 +267,21 @@ def _checked(array: np.ndarray, at: str) -> np.ndarray:
     raise DataError(
         f"{at}: values of type {array.dtype}; images are uint8, preprocessed inputs are float16, float32 or float64"
     )
+
+
+def _check_finite(images: np.ndarray, name: str, first: int) -> None:
+    """Refuses images with NaN or infinity: one such value spoils every sum that it goes into. `first` is the number of the
+    first of them."""
+    if images.dtype.kind != "f" or len(images) == 0:
+        return
+    step = max(1, _STRIDE // max(1, images[0].size))
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        if np.isfinite(part).all():
+            continue
+        for i, image in enumerate(part):
+            if (wrong := image[~np.isfinite(image)]).size:
+                raise DataError(f"{name}: image {first + start + i} has a value that is not finite ({wrong[0]})")
 
 
 def _labels(value: Any, n: int, at: str, at_least: bool = False) -> list[int]:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import pathlib
+from types import ModuleType
 
 import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 MODELS = ROOT / "fixtures" / "models"
+
+
+@pytest.fixture(scope="session")
+def onnx() -> ModuleType:
+    """The package, for the tests that need it."""
+    return pytest.importorskip("onnx")
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ import struct
 
 import basisopt
 import numpy as np
-import onnx
 import pytest
 
 FOLD = "@fold"
@@ -102,7 +101,8 @@ def test_options_that_make_no_sense(glyphnet, arguments, error, words):
         ({"budget": "speed=2"}, "budget speed=2"),
         ({"budget": "macs=0.5", "energy": 0.9}, "exclude each other"),
         ({"goal": 1.0}, "fine-tune"),
-        ({"device": "board.json"}, "latency="),
+        ({"device": __file__}, "latency="),
+        ({"device": "here"}, "latency="),
         ({"include": "a:b"}, "include a:b"),
         ({"method": "magic"}, "weights, output, sequential"),
         ({"engine": "warp"}, "stock, fused, fastest"),
@@ -172,6 +172,56 @@ def test_too_few_images_to_train_on(glyphnet, prepared):
         basisopt.compress(glyphnet, prepared[:2], budget="macs=0.5", fine_tune=True)
 
 
+def test_files_that_options_name(glyphnet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in ({"ranks": "none.ranks"}, {"device": "none.toml", "budget": "latency=0.5"}):
+        with pytest.raises(basisopt.MissingFileError, match=r"there is no file none\."):
+            basisopt.compress(glyphnet, **arguments)
+    # In a pipeline they are part of what was asked for.
+    with pytest.raises(basisopt.PipelineError, match="none.ranks"):
+        basisopt.optimize(glyphnet, "@fold,allocate-ranks:ranks=none.ranks")
+
+
+@pytest.mark.parametrize("which", ["output", "checkpoint"])
+def test_files_that_cannot_be_written_are_refused_before_the_work(glyphnet, prepared, tmp_path, which):
+    model = tmp_path / "net.onnx"
+    model.write_bytes(glyphnet)
+
+    def never():
+        raise Broken("the data were read")
+        yield
+
+    for given, path, words in [
+        (model, model, "it is the input model"),
+        (glyphnet, tmp_path, "it is a folder"),
+        (glyphnet, tmp_path / "none" / "file", "there is no folder"),
+    ]:
+        with pytest.raises(basisopt.FileError, match=words):
+            basisopt.compress(given, never(), fine_tune=True, **{which: path})
+        with pytest.raises(basisopt.FileError, match=words):
+            basisopt.optimize(given, "fine-tune", train=never(), **{which: path})
+    assert model.read_bytes() == glyphnet
+
+
+def test_checkpoints_that_are_none(glyphnet, prepared, tmp_path):
+    other = tmp_path / "notes.txt"
+    for content in (b"", b"something of mine", b"basisopt"):
+        other.write_bytes(content)
+        for resume in (False, True):
+            with pytest.raises(basisopt.FileError, match="no checkpoint; name another"):
+                basisopt.compress(glyphnet, prepared, fine_tune=True, checkpoint=other, resume=resume)
+        assert other.read_bytes() == content
+    # Of another version, but one.
+    other.write_bytes(b"basisopt-ck\x01" + bytes(40))
+    with pytest.raises(basisopt.FileError, match="of an earlier run"):
+        basisopt.compress(glyphnet, prepared, fine_tune=True, checkpoint=other)
+    with pytest.raises(basisopt.FileError, match="there is no checkpoint"):
+        basisopt.compress(glyphnet, prepared, fine_tune=True, checkpoint=tmp_path / "none", resume=True)
+    same = {"output": tmp_path / "one", "checkpoint": f"{tmp_path}/./one"}
+    with pytest.raises(basisopt.PipelineError, match="are one file"):
+        basisopt.compress(glyphnet, prepared, fine_tune=True, **same)
+
+
 class Broken(RuntimeError):
     """Nothing that basisopt could raise."""
 
@@ -213,7 +263,7 @@ def test_data_aware_passes_without_data_say_so(glyphnet):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(glyphnet, value):
+def test_weights_that_are_no_numbers(glyphnet, value, onnx):
     model = onnx.load_from_string(glyphnet)
     weight = next(t for t in model.graph.initializer if len(t.dims) == 4)
     weight.raw_data = struct.pack("<f", value) + weight.raw_data[4:]
@@ -224,13 +274,20 @@ def test_weights_that_are_no_numbers(glyphnet, value):
     assert model.SerializeToString() == before
 
 
-def test_images_that_are_no_numbers(glyphnet, prepared):
-    poisoned = prepared[:40].copy()
-    poisoned[:, 0, 0, 0] = np.nan
-    try:
-        basisopt.compress(glyphnet, poisoned, budget="macs=0.5")
-    except basisopt.Error as e:
-        assert str(e)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_no_numbers(glyphnet, prepared, value, dtype):
+    poisoned = prepared[:400].astype(dtype)
+    # Beyond what is looked at in one go, and not where an image begins.
+    poisoned[371, 2, 5, 7] = value
+    words = rf"data: image 371 has a value that is not finite \({value}\)"
+    for data in (poisoned, list(poisoned), [poisoned[:350], poisoned[350:]], (poisoned, np.zeros(400, int))):
+        with pytest.raises(basisopt.DataError, match=words):
+            basisopt.compress(glyphnet, data, budget="macs=0.5")
+    with pytest.raises(basisopt.DataError, match="calibrate: image 371"):
+        basisopt.optimize(glyphnet, DATA_AWARE, calibrate=poisoned)
+    # Of an iterable, only what is read.
+    basisopt.optimize(glyphnet, DATA_AWARE, calibrate=[poisoned], samples=60)
 
 
 class Oversized:
@@ -249,7 +306,7 @@ def test_messages_of_more_than_two_gigabytes():
         basisopt.optimize(Oversized(), FOLD)
 
 
-def test_models_that_contradict_themselves(glyphnet):
+def test_models_that_contradict_themselves(glyphnet, onnx):
     model = onnx.load_from_string(glyphnet)
     model.graph.node[3].input[0] = "nowhere"
     with pytest.raises(basisopt.ModelError, match="nowhere"):

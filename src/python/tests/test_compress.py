@@ -126,6 +126,15 @@ def test_iterables_are_read_only_as_far_as_needed(glyphnet, prepared):
     endless = Endless(prepared)
     basisopt.compress(glyphnet, endless, samples=50, **BUDGET)
     assert endless.taken == 50 + 1000 + 2000
+    for samples in (50, None):
+        data, calibration = Endless(prepared), Endless(prepared)
+        basisopt.compress(glyphnet, data, calibration=calibration, samples=samples, **BUDGET)
+        assert calibration.taken == (samples or 1000)
+    # What is trained on is read to its end; what is calibrated on is not.
+    calibration = Endless(prepared)
+    options = {"budget": "macs=0.5", "measure": False, "samples": 20}
+    basisopt.compress(glyphnet, prepared[:40], calibration=calibration, fine_tune="epochs=1:batch=16", **options)
+    assert calibration.taken == 20
     endless = Endless(prepared)
     basisopt.optimize(glyphnet, "factorize-conv:energy=0.9:method=output", calibrate=endless, samples=30)
     assert endless.taken == 30
@@ -155,6 +164,16 @@ def test_ranks_are_a_file_or_a_dict(glyphnet, tmp_path):
     for given in (ranks, file):
         report = basisopt.compress(glyphnet, ranks=given, measure=False).report
         assert {x["name"]: x["rank"] for x in report["layers"] if x["factored"]} == ranks
+        # What the pipeline says of a dict is no name of a file, and says so.
+        assert f"allocate-ranks:ranks={file if given == file else '(given)'}," in report["pipeline"]
+
+
+def test_a_pipeline_with_ranks_of_a_dict_is_one_and_says_what_is_missing(glyphnet, onnx):
+    result = basisopt.compress(glyphnet, ranks={"/conv2/conv/Conv": 6}, measure=False)
+    metadata = {p.key: p.value for p in onnx.load_from_string(result.bytes).metadata_props}
+    assert metadata["basisopt.pipeline"] == result.report["pipeline"]
+    with pytest.raises(basisopt.PipelineError, match=r"ranks=\(given\)"):
+        basisopt.optimize(glyphnet, result.report["pipeline"])
 
 
 def test_layers_are_chosen_by_globs(glyphnet):

@@ -2,11 +2,11 @@
 
 import basisopt
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
+onnx = pytest.importorskip("onnx")
 onnx_ir = pytest.importorskip("onnx_ir")
+onnxruntime = pytest.importorskip("onnxruntime")
 from basisopt.onnx_ir_pass import OptimizePass  # noqa: E402
 from onnx_ir.passes import common  # noqa: E402
 

@@ -7,8 +7,6 @@ import subprocess
 
 import basisopt
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
 PIPELINE = "@fold,factorize-conv:energy=0.9"
@@ -16,13 +14,14 @@ PIPELINE = "@fold,factorize-conv:energy=0.9"
 
 def outputs(model: bytes | pathlib.Path, images: np.ndarray) -> np.ndarray:
     """What ONNX Runtime computes, without optimisations of its own."""
+    onnxruntime = pytest.importorskip("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
-def test_folding_keeps_the_function_by_another_runtime(glyphnet, prepared):
+def test_folding_keeps_the_function_by_another_runtime(glyphnet, prepared, onnx):
     result = basisopt.optimize(glyphnet, "@fold")
     before, after = (outputs(m, prepared[:32]) for m in (glyphnet, result.bytes))
     assert np.abs(before - after).max() <= 1e-4 * np.abs(before).max()
@@ -38,7 +37,7 @@ def test_full_rank_keeps_the_function(glyphnet, prepared):
     assert np.abs(before - after).max() <= 1e-4 * np.abs(before).max()
 
 
-def test_all_kinds_give_the_same_model(glyphnet, glyphnet_path):
+def test_all_kinds_give_the_same_model(glyphnet, glyphnet_path, onnx):
     by_bytes = basisopt.optimize(glyphnet, PIPELINE)
     assert isinstance(by_bytes.model, bytes) and by_bytes.model == by_bytes.bytes
     for model in (glyphnet_path, str(glyphnet_path), bytearray(glyphnet), memoryview(glyphnet)):
@@ -109,7 +108,7 @@ def test_outputs_are_written_whole(glyphnet, glyphnet_path, tmp_path):
         basisopt.optimize(copy, "@fold", output=copy)
 
 
-def test_external_data_stays_where_it_is(glyphnet, prepared, tmp_path):
+def test_external_data_stays_where_it_is(glyphnet, prepared, tmp_path, onnx):
     proto = onnx.load_from_string(glyphnet)
     path = tmp_path / "big.onnx"
     onnx.save_model(proto, path, save_as_external_data=True, location="big.data", size_threshold=64)
@@ -131,8 +130,14 @@ def test_external_data_stays_where_it_is(glyphnet, prepared, tmp_path):
     np.testing.assert_array_equal(outputs(by_proto.SerializeToString(), prepared[:8]), found)
     assert (tmp_path / "big.data").read_bytes() == before
 
+    # The result still reads it, so neither may be written over.
+    for target in (path, tmp_path / "big.data"):
+        with pytest.raises(basisopt.FileError, match="refusing to write"):
+            by_path.save(target)
+    assert (tmp_path / "big.data").read_bytes() == before
 
-def test_open_sizes_are_given_by_name_or_by_place():
+
+def test_open_sizes_are_given_by_name_or_by_place(onnx):
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 3, "H", None])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
     weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
@@ -148,7 +153,7 @@ def test_open_sizes_are_given_by_name_or_by_place():
         basisopt.inspect(model, dims={"h": 10})
 
 
-def test_inspect_adds_up(glyphnet):
+def test_inspect_adds_up(glyphnet, onnx):
     cost = basisopt.inspect(glyphnet)
     weights = [onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(glyphnet).graph.initializer]
     assert cost["params"] == sum(w.size for w in weights if w.dtype == np.float32)
@@ -165,7 +170,8 @@ def test_passes_and_presets_are_listed(glyphnet):
     assert basisopt.optimize(glyphnet, "@fold").report["pipeline"] == presets["fold"]
 
 
-def test_networks_with_several_inputs_calibrate_on_dicts(tmp_path):
+def test_networks_with_several_inputs_calibrate_on_dicts(tmp_path, onnx):
+    onnxruntime = pytest.importorskip("onnxruntime")
     rng = np.random.default_rng(0)
     weight = (rng.standard_normal((24, 3)) @ rng.standard_normal((3, 16 * 9))).reshape(24, 16, 3, 3)
     info = onnx.helper.make_tensor_value_info
@@ -196,6 +202,14 @@ def test_networks_with_several_inputs_calibrate_on_dicts(tmp_path):
     feed = {k: v.astype(np.float32) for k, v in batches[0].items()}
     a, b = original.run(None, feed)[0], session.run(None, feed)[0]
     assert np.linalg.norm(a - b) <= math.sqrt(1 - 0.999) * np.linalg.norm(a) * 1.1
+    # What is beyond the limit is cut off, also within an item.
+    pipeline = "factorize-conv:energy=0.999:method=output"
+    joined = [{name: np.concatenate([b[name] for b in batches]) for name in batches[0]}]
+    for samples in (3, 6):
+        cut = [{name: array[:samples] for name, array in joined[0].items()}]
+        expected = basisopt.optimize(model, pipeline, calibrate=cut).bytes
+        for given in (batches, joined):
+            assert basisopt.optimize(model, pipeline, calibrate=given, samples=samples).bytes == expected
     for bad, error, words in [
         (batches[0]["image"], TypeError, "image, gain"),
         ([{"image": batches[0]["image"]}], basisopt.DataError, "there is no gain"),

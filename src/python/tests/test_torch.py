@@ -2,10 +2,10 @@
 
 import basisopt
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from torch import nn  # noqa: E402
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
@@ -49,6 +49,7 @@ def images():
 def export(net, dynamo):
     example = torch.randn(2, 3, 16, 16)
     if dynamo:
+        pytest.importorskip("onnxscript", reason="PyTorch exports by it")
         shapes = ({0: torch.export.Dim("batch")},)
         return torch.onnx.export(net, (example,), dynamo=True, dynamic_shapes=shapes, verbose=False)
     import io
