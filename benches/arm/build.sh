@@ -7,7 +7,7 @@ set -euo pipefail
 
 # The same features of dependencies as the tests have, for the whole workspace and with an example, so that nothing
 # is compiled twice.
-cargo_arm build --workspace --bin basisopt --example outputs
+cargo_arm build "${crates[@]}" --bin basisopt --example outputs
 program=$built/basisopt
 # A program that wants a loader would not run on a board with an older C library.
 if readelf -l "$program" | grep -q INTERP; then

@@ -40,6 +40,10 @@ arm_rustc() {
     fi
 }
 
+# What is built, the same for all scripts: other crates would mean other features of what they share, and that tract is
+# compiled again. The Python package would need an interpreter for the target.
+crates=(--workspace --exclude basisopt-python)
+
 # cargo_arm COMMAND ARGUMENTS…: cargo for the target, in one profile and one folder for all scripts, so that tract
 # is compiled once. The profile is `release`: emulation costs more than compiling does.
 cargo_arm() {

@@ -3,7 +3,6 @@
 #
 #   bash benches/arm/test.sh [--all]
 #
-# Crates that have not been tried there yet are left out whole, see docs/arm.md; Python's package is never built there.
 # Emulation is some twenty times slower, so skips.txt names tests that are left out, with reasons; --all runs these too.
 set -euo pipefail
 . "$(dirname "$0")/env.sh"
@@ -20,10 +19,6 @@ fi
 
 # Real networks, where there are any beside the repository, would take hours; that of fixtures/ is run.
 export BASISOPT_MODELS=${BASISOPT_MODELS:-$PWD/fixtures/models}
-
-# The crates that are tested.
-crates=(--workspace)
-for crate in basisopt-tract basisopt-snapshot basisopt-c basisopt-python; do crates+=(--exclude "$crate"); done
 
 # Names are matched whole: a skipped test does not take others with it.
 log=target/arm/test.log

@@ -12,13 +12,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 /// What embedders build on.
-const CRATES: [&str; 7] = [
+const CRATES: [&str; 9] = [
     "basisopt",
     "basisopt-embed",
     "basisopt-ir",
     "basisopt-onnx",
     "basisopt-passes",
     "basisopt-runtime",
+    "basisopt-snapshot",
+    "basisopt-tract",
     "basisopt-train",
 ];
 
@@ -33,14 +35,15 @@ fn main() -> ExitCode {
     let root = here.join("../..");
     let update = std::env::var_os("UPDATE_API").is_some();
     let mut failed = false;
+    let folder = match document(&root) {
+        Ok(folder) => folder,
+        Err(reason) => {
+            eprintln!("error: {reason}");
+            return ExitCode::FAILURE;
+        }
+    };
     for name in CRATES {
-        let json = match rustdoc(&root, name) {
-            Ok(json) => json,
-            Err(reason) => {
-                eprintln!("error: {name}: {reason}");
-                return ExitCode::FAILURE;
-            }
-        };
+        let json = json_of(&folder, name);
         let api = public_api::Builder::from_rustdoc_json(&json)
             .omit_blanket_impls(true)
             .omit_auto_trait_impls(true)
@@ -54,7 +57,10 @@ fn main() -> ExitCode {
             }
         };
         let file = here.join(format!("{name}.txt"));
-        let before = std::fs::read_to_string(&file).unwrap_or_default();
+        let before = std::fs::read_to_string(&file).unwrap_or_else(|e| {
+            eprintln!("{}: {e}", file.display());
+            String::new()
+        });
         if update {
             if now != before {
                 std::fs::write(&file, &now).unwrap_or_else(|e| eprintln!("error: {}: {e}", file.display()));
@@ -72,39 +78,45 @@ fn main() -> ExitCode {
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// Runs rustdoc as if it were a nightly one. The variable is set for rustdoc alone: cargo would build everything anew if
-/// it saw it.
+/// Runs rustdoc as if it were a nightly one, for JSON. The variable is set for rustdoc alone: cargo would build everything
+/// anew if it saw it.
 fn unstable(rustdoc: &Path) -> ExitCode {
-    let status = Command::new(rustdoc).env("RUSTC_BOOTSTRAP", "1").args(std::env::args_os().skip(1)).status();
-    if status.is_ok_and(|s| s.success()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let mut command = Command::new(rustdoc);
+    command.env("RUSTC_BOOTSTRAP", "1").args(std::env::args_os().skip(1));
+    // cargo also asks for the version.
+    if std::env::args().any(|a| a == "--crate-name") {
+        command.args(["-Z", "unstable-options", "--output-format", "json", "--cap-lints", "allow"]);
+    }
+    if command.status().is_ok_and(|s| s.success()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The JSON of a crate's documentation.
-fn rustdoc(root: &Path, name: &str) -> Result<PathBuf, String> {
+/// Documents all libraries at once: one by one, what they depend on would be built for the features of each. Returns the
+/// folder of their JSON.
+fn document(root: &Path) -> Result<PathBuf, String> {
     let variable = |key: &str, default: &str| std::env::var(key).unwrap_or_else(|_| default.to_owned());
     let this = std::env::current_exe().map_err(|e| e.to_string())?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+    let folder = target.join("doc");
+    // What is left from another time is not what is now.
+    CRATES.iter().for_each(|name| drop(std::fs::remove_file(json_of(&folder, name))));
     let status = Command::new(variable("CARGO", "cargo"))
         .current_dir(root)
         .env(RUSTDOC, variable("RUSTDOC", "rustdoc"))
         .env("RUSTDOC", this)
-        .args([
-            "rustdoc",
-            "-q",
-            "-p",
-            name,
-            "--lib",
-            "--",
-            "-Z",
-            "unstable-options",
-            "--output-format",
-            "json",
-        ])
-        .args(["--cap-lints", "allow"])
+        // Other flags than anybody's, so that cargo does not take pages in HTML for these files.
+        .env("RUSTDOCFLAGS", "--cfg basisopt_api")
+        .args(["doc", "-q", "--workspace", "--no-deps", "--lib"])
         .status()
         .map_err(|e| format!("cargo cannot be run: {e}"))?;
     if !status.success() {
         return Err("rustdoc failed".to_owned());
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
-    Ok(target.join("doc").join(name.replace('-', "_")).with_extension("json"))
+    match CRATES.iter().find(|name| !json_of(&folder, name).is_file()) {
+        None => Ok(folder),
+        Some(name) => Err(format!("{name}: rustdoc wrote no JSON")),
+    }
+}
+
+fn json_of(folder: &Path, name: &str) -> PathBuf {
+    folder.join(name.replace('-', "_")).with_extension("json")
 }
