@@ -60,7 +60,7 @@ pub enum RecipeError {
     #[error("budget {0}")]
     Budget(String),
     /// A value that the text of a pipeline cannot hold.
-    #[error("{option} {value}: a pipeline cannot hold `,` or `:`; write ? for them")]
+    #[error("{option} {value}: a pipeline cannot hold `,` or `:`; {}", remedy(option))]
     Plain {
         /// The option.
         option: &'static str,
@@ -192,6 +192,15 @@ impl Recipe {
     }
 }
 
+/// What to write instead of a value with a comma or a colon.
+fn remedy(option: &str) -> &'static str {
+    match option {
+        "include" | "exclude" => "write ? for them",
+        "ranks" | "device" => "give the file another name",
+        _ => "give one number, as 0.9",
+    }
+}
+
 /// A value that can stand in the text of a pipeline.
 fn plain<'a>(option: &'static str, value: &'a str) -> Result<&'a str, RecipeError> {
     match value.contains([',', ':']) {
@@ -219,6 +228,7 @@ mod tests {
         assert!(of(|r| r.goal = Some(1.0)).unwrap_err().contains("fine-tune"));
         assert!(of(|r| r.budget = set("speed=2")).unwrap_err().starts_with("budget speed=2"));
         assert!(of(|r| r.energy = set("0.9,dead-code")).unwrap_err().starts_with("energy 0.9,dead-code"));
+        assert!(of(|r| r.energy = set("0,9")).unwrap_err().ends_with("give one number, as 0.9"));
         assert!(of(|r| r.multiple = set("8:gate=off")).unwrap_err().starts_with("multiple 8:gate=off"));
         assert!(of(|r| (r.multiple, r.ranks) = (set("8"), set("f"))).unwrap_err().starts_with("multiple: "));
         assert!(of(|r| (r.greedy, r.energy) = (true, set("0.9"))).unwrap_err().starts_with("greedy: "));

@@ -108,7 +108,9 @@ def test_bars_are_those_of_tqdm(glyphnet, prepared):
 
 
 INTERRUPTED = """
-    import basisopt, numpy as np, signal, sys, threading, os
+    import basisopt, numpy as np, signal, sys, os
+    # Who is started in the background by a shell ignores it, and so do the processes that it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     images = np.load(sys.argv[2])
     labels = np.arange(len(images)) % 10
     model = open(sys.argv[1], "rb").read()
