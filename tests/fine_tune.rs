@@ -391,3 +391,28 @@ fn an_original_that_does_not_fit_is_named() {
         assert!(text.contains("not the network that this one was made from"), "{pass}: {text}");
     }
 }
+
+/// One image taken out of the batch: what follows has no axis of it.
+const TAKEN_OUT: &str = "graph @g(%x: f32[1,3,8,8]) -> (%y) {
+  %w1 = f32[8,3,3,3] randn(seed=1)
+  %a = Conv@conv1<pads=[1,1,1,1], strides=[2,2]>(%x, %w1)
+  %r = Relu(%a)
+  %i = i64[] [0]
+  %g = Gather<axis=0>(%r, %i)
+  %y = Relu(%g)
+}";
+
+#[test]
+fn what_is_taken_out_of_the_batch_is_matched_before_it_is() {
+    let train = |options: &str| {
+        let mut graph: Graph = parse::parse(TAKEN_OUT).unwrap();
+        let before = print::print(&graph);
+        let (examples, validation) = (Patterns::of(&graph, 40, 0), Patterns::of(&graph, 20, 1));
+        train_on(&mut graph, options, &examples, &validation, &mut Kept::default())?;
+        assert_ne!(print::print(&graph), before);
+        Ok(())
+    };
+    assert_eq!(words(train("epochs=1:loss=match")), "");
+    let refused = words(train("epochs=1:loss=match:until=g"));
+    assert!(refused.contains("the first axis of \"g\" is not the batch"), "{refused}");
+}

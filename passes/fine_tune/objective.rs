@@ -6,9 +6,11 @@ use crate::training::{corresponds, logits};
 use basisopt_ir::{Graph, ValueId};
 use basisopt_train::differentiate::frontier;
 use basisopt_train::examples::Examples;
+use basisopt_train::loss::has_batch;
 use basisopt_train::statistics::moments;
 use basisopt_train::task::Objective;
 use basisopt_train::watch::FitError;
+use std::collections::BTreeSet;
 
 /// The terms of a loss.
 pub(super) struct Chosen {
@@ -92,7 +94,9 @@ fn matched(
         return if found.is_empty() { Err(PassError::NoMatch { option: "until" }) } else { Ok(found) };
     }
     let parameters: Vec<ValueId> = parameters.iter().filter_map(|p| graph.find_value(p)).collect();
-    let last: Vec<ValueId> = frontier(graph, &parameters).into_iter().filter(|&v| in_both(v)).collect();
+    let last = frontier(graph, &parameters).into_iter().flat_map(|v| last_of_batch(graph, v));
+    let mut last: Vec<ValueId> = last.filter(|&v| in_both(v)).collect();
+    last.dedup();
     if last.is_empty() {
         return Err(PassError::Missing("no value after the trained weights has a gradient".to_owned()));
     }
@@ -104,4 +108,25 @@ fn matched(
         ));
     }
     Ok(last)
+}
+
+/// A value, or, where it has been taken out of the batch, the last values before it that have not.
+fn last_of_batch(graph: &Graph, value: ValueId) -> Vec<ValueId> {
+    let (mut found, mut open, mut seen) = (Vec::new(), vec![value], BTreeSet::new());
+    while let Some(value) = open.pop() {
+        let node = graph.node(value.node);
+        if !seen.insert(value) || node.op.is_source() {
+            continue;
+        }
+        let ty = &graph.value(value).ty;
+        if !ty.dtype.is_some_and(|t| t.is_float()) {
+            continue;
+        }
+        if has_batch(graph, value) {
+            found.push(value);
+        } else {
+            open.extend(graph.node_inputs(value.node).iter().flatten());
+        }
+    }
+    found
 }

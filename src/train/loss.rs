@@ -77,6 +77,11 @@ pub enum LossError {
     /// There is nothing to minimise.
     #[error("the loss has no terms")]
     Empty,
+    /// A value has been taken out of the batch, as by a `Gather` of one image.
+    #[error(
+        "the first axis of {0:?} is not the batch, so it cannot be compared image by image; match a value before it"
+    )]
+    Batch(String),
     /// A term needs sizes that are not known.
     #[error("the shape of {0:?} is not known; fix the sizes of the inputs")]
     Shape(String),
@@ -230,10 +235,20 @@ impl Builder<'_> {
     /// Elements per image.
     fn per_image(&self, value: ValueId) -> Result<usize, LossError> {
         let v = self.graph.value(value);
+        if !has_batch(self.graph, value) {
+            return Err(LossError::Batch(v.name.clone()));
+        }
         let dims = v.ty.shape.as_ref().and_then(|s| s.get(1..));
         let sizes = dims.and_then(|dims| dims.iter().map(Dim::known).product::<Option<usize>>());
         sizes.filter(|&n| n > 0).ok_or_else(|| LossError::Shape(v.name.clone()))
     }
+}
+
+/// Whether the first axis of a value is, as far as sizes are known, that of the graph's inputs: the batch.
+pub fn has_batch(graph: &Graph, value: ValueId) -> bool {
+    let first = |v: ValueId| graph.value(v).ty.shape.as_ref().and_then(|s| s.first()).and_then(Dim::known);
+    let batch = graph.inputs().first().and_then(|&id| first(ValueId::of(id)));
+    batch.zip(first(value)).is_none_or(|(batch, own)| batch == own)
 }
 
 /// Adds a loss to a graph whose types are inferred: the weighted sum of the terms.
