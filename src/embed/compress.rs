@@ -189,8 +189,9 @@ fn run(
     let judged = material.judged.clone().filter(|_| recipe.is_judged());
     let judged = judged.map(|d| d.split(JUDGED, settings.seed).0);
     let mut judge = judged.map(|d| ImageJudge::new(executor(), d, preprocess.clone(), settings.stop.clone()));
+    let n_classes = n_classes(graph);
+    material.check_labels(&file, n_classes)?;
     // Detectors and the like have no classes to agree on: a budget that suits them stands in.
-    material.check_labels(&file, n_classes(graph))?;
     if let Some(j) = &mut judge
         && recipe.budget.is_none()
         && !recipe.greedy
@@ -206,7 +207,7 @@ fn run(
     let (train_on, validate_on) = match (&material.training, &material.judged) {
         (Some(training), Some(judged)) => {
             let input = checker.image_input(graph).map_err(|e| EmbedError::images(&file, &e))?;
-            let examples = |set| DatasetExamples::new(set, preprocess, &input, n_classes(graph), &settings);
+            let examples = |set| DatasetExamples::new(set, preprocess, &input, n_classes, &settings);
             (Some(examples(training)?), Some(examples(judged)?))
         }
         _ => (None, None),

@@ -30,7 +30,8 @@ pub fn check_writable(path: &Path) -> io::Result<()> {
     temporary([b""], folder_of(path)).map(drop)
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder that a file is in, or would be.
+pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

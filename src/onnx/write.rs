@@ -5,7 +5,7 @@ use crate::export::{Encoded, export};
 use crate::external::{Kind, map_tensors};
 use crate::layout::Target;
 use crate::source::{Inner, Source, skeleton};
-use crate::whole::{sync_folder, temporary};
+use crate::whole::{folder_of, sync_folder, temporary};
 use basisopt_ir::Graph;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,11 +20,8 @@ use tempfile::NamedTempFile;
 pub(crate) fn write(graph: &Graph, source: &Source, path: &Path) -> Result<(), Problem> {
     let s = source.inner();
     refuse_inputs(s, path)?;
-    let folder = match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let names = data_names(s, path, &folder);
+    let folder = folder_of(path);
+    let names = data_names(s, path, folder);
     let encoded = export(graph, source, Target::Files(&names), false)?;
 
     // A device or a pipe can only be written to directly.
@@ -32,7 +29,7 @@ pub(crate) fn write(graph: &Graph, source: &Source, path: &Path) -> Result<(), P
         return write_directly(&encoded, path);
     }
     let mut created = Created::default();
-    write_all(s, &encoded, path, &folder, &mut created).inspect_err(|_| created.undo())
+    write_all(s, &encoded, path, folder, &mut created).inspect_err(|_| created.undo())
 }
 
 fn write_directly(encoded: &Encoded, path: &Path) -> Result<(), Problem> {
